@@ -1,0 +1,1 @@
+"""Measuring: latency, parity and task metrics."""

@@ -1,0 +1,228 @@
+"""Calibration in one streaming pass with fixed memory.
+
+The float graph is run once per sample with a few small nodes added, so that ONNX Runtime itself reduces every observed
+tensor to what is needed: the exact minimum and maximum of each channel, and some of its values for a histogram. No
+tensor leaves the session whole, and what is kept does not grow with the number of samples. Samples run side by side,
+one thread each, which keeps the cores busier than many threads on one sample.
+
+1. For a feature map ``[N, C, H, W]`` the values are one row of every channel; which row moves from sample to sample.
+   Other tensors give evenly spaced values. At most ``VALUES`` values per tensor and sample are counted.
+2. A tensor that is a known function of an observed one is not observed: SiLU (``x * sigmoid(x)``) carries the histogram
+   of ``x`` through the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.errors import DataError, ModelError
+from edgekit.graph import Graph
+from edgekit.quantize.histogram import BINS, Array, Histogram
+from edgekit.quantize.probe import Probe, channel_axis
+from edgekit.session import open_runner, run_all
+
+#: Values of one tensor that one sample adds to its histogram.
+VALUES = 512
+#: Samples whose values are buffered before they are counted.
+BLOCK = 16
+#: Where ``x * sigmoid(x)`` has its minimum.
+SILU_TURN = -1.2784645
+#: Outputs of the probed graph.
+MIN, MAX, SAMPLED = "edgekit.min", "edgekit.max", "edgekit.sampled"
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one pass over the samples found.
+
+    Attributes:
+        histograms: By tensor name.
+        samples: How many samples were run.
+    """
+
+    histograms: Mapping[str, Histogram]
+    samples: int
+
+
+def observe(
+    graph: Graph,
+    tensors: Iterable[str],
+    feeds: Iterable[Mapping[str, Array]],
+    *,
+    threads: int = 0,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run ``graph`` on every sample and gather range and histogram of ``tensors``.
+
+    Args:
+        graph: A captured float graph.
+        tensors: Names of float32 activations.
+        feeds: One dictionary of inputs per sample.
+        threads: Samples that run at the same time; 0 is one per core.
+        total: Number of samples where it is known, for ``progress``.
+        progress: Called with (samples done, total).
+
+    Raises:
+        DataError: There is no sample.
+        ModelError: A tensor took a value that is not finite.
+    """
+    wanted = tuple(dict.fromkeys(tensors))
+    silus = silu_inputs(graph)
+    observed = tuple(dict.fromkeys(silus.get(t, t) for t in wanted))
+    probe = _RangeProbe(graph, observed)
+    runner = open_runner(probe.model, threads=1)
+    collector = _Collector(observed, probe)
+    done = 0
+    probed = ({**feed, **probe.rows(step)} for step, feed in enumerate(feeds))
+    for done, outputs in enumerate(run_all(runner, probed, workers=threads), 1):  # noqa: B007
+        collector.add(outputs)
+        if progress is not None:
+            progress(done, total)
+    if not done:
+        raise DataError("there is no sample to calibrate with")
+    found = collector.histograms()
+    for tensor in wanted:
+        if tensor in silus:
+            found[tensor] = found[silus[tensor]].through(silu, (SILU_TURN,))
+    return Calibration({t: found[t] for t in dict.fromkeys((*wanted, *observed))}, done)
+
+
+def silu(x: Array) -> Array:
+    return x / (1.0 + np.exp(-np.clip(x, -80.0, 80.0)))
+
+
+def silu_inputs(graph: Graph) -> dict[str, str]:
+    """Output of every ``Mul(x, Sigmoid(x))`` and its ``x``."""
+    found = {}
+    for node in graph.nodes:
+        if node.op_type != "Mul":
+            continue
+        for x, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+            producer = gate.producer() if gate is not None else None
+            if x is not None and producer is not None and producer.op_type == "Sigmoid" and producer.inputs[0] is x:
+                found[str(node.outputs[0].name)] = str(x.name)
+    return found
+
+
+class _RangeProbe:
+    """The graph with reductions added: three outputs carry the minima, the maxima and the sampled values."""
+
+    def __init__(self, graph: Graph, tensors: tuple[str, ...]) -> None:
+        self.probe = Probe(graph)
+        self.heights: dict[int, ir.Value] = {}
+        self.channels: list[int] = []
+        self.value_counts: list[int] = []
+        parts: dict[str, list[ir.Value]] = {MIN: [], MAX: [], SAMPLED: []}
+        for tensor in tensors:
+            shape = self.probe.shape(tensor)
+            self.channels.append(shape[channel_axis(len(shape))] if shape else 1)
+            parts[MIN].append(self.probe.reduce("ReduceMin", tensor, shape))
+            parts[MAX].append(self.probe.reduce("ReduceMax", tensor, shape))
+            parts[SAMPLED].append(self._values(self.probe.values[tensor], shape))
+        self.model = self.probe.finish(parts)
+
+    def rows(self, step: int) -> dict[str, Array]:
+        """Inputs that say which row of the feature maps to look at; spread evenly over the height, in no order."""
+        fraction = (step * 0.61803398875) % 1.0
+        return {str(v.name): np.array([int(fraction * h)], np.int64) for h, v in self.heights.items()}
+
+    def _values(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        probe, size = self.probe, int(np.prod(shape))
+        if len(shape) == 4 and size > VALUES:
+            row = probe.node("Gather", [value, self._row(shape[2])], axis=2)
+            self.value_counts.append(size // shape[2])
+            return probe.node("Reshape", [row, probe.ints([-1])])
+        flat = probe.node("Reshape", [value, probe.ints([-1])])
+        if size <= VALUES:
+            self.value_counts.append(size)
+            return flat
+        step = size // VALUES | 1  # odd, so that it does not keep time with the channels
+        self.value_counts.append(-(-size // step))
+        return probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
+
+    def _row(self, height: int) -> ir.Value:
+        if height not in self.heights:
+            row = ir.Value(
+                name=f"edgekit.row.{height}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1])
+            )
+            self.probe.main.inputs.append(row)
+            self.heights[height] = row
+        return self.heights[height]
+
+
+class _Collector:
+    """Adds up what the probe returns, for all tensors at once."""
+
+    def __init__(self, tensors: tuple[str, ...], probe: _RangeProbe) -> None:
+        self.tensors = tensors
+        self.starts = np.cumsum([0, *probe.channels])
+        take, owner, start = [], [], 0
+        for index, count in enumerate(probe.value_counts):
+            chosen = np.arange(0, count, max(1, count // VALUES))
+            take.append(chosen + start)
+            owner.append(np.full(len(chosen), index))
+            start += count
+        self.take = np.concatenate(take) if take else np.zeros(0, np.int64)
+        self.owner = np.concatenate(owner) if owner else np.zeros(0, np.int64)
+        self.first = self.owner * BINS
+        self.low = self.high = self.minima = self.maxima = np.zeros(0)
+        self.counts = np.zeros((len(tensors), BINS))
+        self.buffer: list[Array] = []
+
+    def add(self, outputs: Mapping[str, Array]) -> None:
+        minima, maxima = outputs[MIN], outputs[MAX]
+        if not (np.isfinite(minima).all() and np.isfinite(maxima).all()):
+            bad = int(np.argmin(np.isfinite(minima) & np.isfinite(maxima)))
+            tensor = self.tensors[int(np.searchsorted(self.starts, bad, "right")) - 1]
+            raise ModelError("takes values that are not finite", where=f"tensor '{tensor}'")
+        self.minima = np.minimum(self.minima, minima) if self.minima.size else minima
+        self.maxima = np.maximum(self.maxima, maxima) if self.maxima.size else maxima
+        self.buffer.append(outputs[SAMPLED][self.take])
+        if len(self.buffer) == BLOCK:
+            self._count()
+
+    def histograms(self) -> dict[str, Histogram]:
+        self._count()
+        spans = zip(self.tensors, self.starts, self.starts[1:], strict=False)
+        return {
+            tensor: Histogram(
+                self.counts[i], float(self.low[i]), float(self.high[i]), self.minima[a:b], self.maxima[a:b]
+            )
+            for i, (tensor, a, b) in enumerate(spans)
+        }
+
+    def _count(self) -> None:
+        if not self.buffer:
+            return
+        low = np.minimum.reduceat(self.minima, self.starts[:-1]).astype(np.float64)
+        high = np.maximum.reduceat(self.maxima, self.starts[:-1]).astype(np.float64)
+        high = np.maximum(high, low + 1e-12)
+        if self.low.size:
+            self._widen(low, high)
+        else:
+            self.low, self.high = low, high
+        scale = BINS / (self.high - self.low)
+        values = np.stack(self.buffer)
+        index = ((values - self.low[self.owner]) * scale[self.owner]).astype(np.int64)
+        flat = np.clip(index, 0, BINS - 1) + self.first
+        self.counts += np.bincount(flat.ravel(), minlength=self.counts.size).reshape(self.counts.shape)
+        self.buffer.clear()
+
+    def _widen(self, low: Array, high: Array) -> None:
+        """Move the counts of tensors whose range has grown into new bins, by their old bins' centres."""
+        for i in np.flatnonzero((low < self.low) | (high > self.high)):
+            old = Histogram(self.counts[i], self.low[i], self.high[i], low[i : i + 1], high[i : i + 1])
+            # Half as much again on a side that grows: a range that creeps up is not rebinned at every step.
+            slack = 0.25 * (high[i] - low[i])
+            new_low = low[i] - slack if low[i] < self.low[i] else self.low[i]
+            new_high = high[i] + slack if high[i] > self.high[i] else self.high[i]
+            index = np.clip((old.centers - new_low) * (BINS / (new_high - new_low)), 0, BINS - 1).astype(np.int64)
+            self.counts[i] = np.bincount(index, weights=old.counts, minlength=BINS)
+            self.low[i], self.high[i] = new_low, new_high

@@ -1,0 +1,254 @@
+"""Which tensors are quantized, which share a scale, and why the others stay in float.
+
+A node runs on integers when
+
+1. the scheme has a rule for its op type and it computes in float32;
+2. it is not in the *tail*: the arithmetic between the last multiply-accumulate nodes and the graph's outputs. Its
+   results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing;
+3. none of its activations has been raised above the scheme's activation format;
+4. it is not elementwise arithmetic among float neighbours, where conversions would cost more than they win;
+5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgekit.graph import Graph, array
+from edgekit.quantize.scheme import Scheme
+
+#: Ops that multiply and accumulate; they carry a network's cost, and a tail never contains one.
+MAC_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where quantization happens in one graph.
+
+    Attributes:
+        integer_nodes: Names of the nodes that run on integers.
+        tensors: Quantized activations in graph order.
+        groups: For every quantized activation the name of its same-scale group (its first member).
+        sources: Quantized activations that are computed, not moved from another one; their ranges are needed.
+        constants: Constant operands, other than weights and biases, of integer nodes.
+        absorbed: Nodes whose activation follows in the same kernel: node name to activation node name.
+        float_nodes: Name of every node left in float, with the reason.
+    """
+
+    integer_nodes: frozenset[str]
+    tensors: tuple[str, ...]
+    groups: dict[str, str]
+    sources: tuple[str, ...]
+    constants: tuple[str, ...]
+    absorbed: dict[str, str]
+    float_nodes: dict[str, str]
+
+    def members(self, group: str) -> tuple[str, ...]:
+        return tuple(t for t in self.tensors if self.groups[t] == group)
+
+
+def make_plan(
+    graph: Graph, scheme: Scheme, *, raised: Collection[str] = (), apart: Collection[str] = ()
+) -> Plan:
+    """Decide what is quantized.
+
+    Args:
+        graph: A captured float graph.
+        scheme: The target's number formats.
+        raised: Activations to keep above 8 bits.
+        apart: Names of Concat nodes whose inputs keep scales of their own.
+    """
+    return _Planner(graph, scheme, frozenset(raised), frozenset(apart)).plan()
+
+
+class _Planner:
+    def __init__(self, graph: Graph, scheme: Scheme, raised: frozenset[str], apart: frozenset[str]) -> None:
+        self.nodes = list(graph.nodes)
+        self.scheme = scheme
+        self.raised = raised
+        self.apart = apart
+        self.integer: set[str] = set()
+        self.float_nodes: dict[str, str] = {}
+        self.absorbed = {
+            name(node): name(activation)
+            for node in self.nodes
+            if (activation := absorbed_activation(node, scheme)) is not None
+        }
+        self.activations = set(self.absorbed.values())
+
+    def plan(self) -> Plan:
+        tail = tail_nodes(self.nodes)
+        for node in self.nodes:
+            if name(node) in self.activations:
+                continue
+            reason = self._float_reason(node, tail)
+            if reason:
+                self.float_nodes[name(node)] = reason
+            else:
+                self.integer.add(name(node))
+        while self._leave_movers() or self._leave_lonely():
+            pass
+        for node in self.nodes:
+            if name(node) in self.activations:
+                owner = node.inputs[0].producer()  # type: ignore[union-attr]
+                if name(owner) in self.integer:
+                    self.integer.add(name(node))
+                else:
+                    self.float_nodes[name(node)] = self.float_nodes[name(owner)]
+        tensors, constants = self._tensors()
+        moved = {v for node in self.nodes if self._moves(node) for v in outputs(node)}
+        return Plan(
+            integer_nodes=frozenset(self.integer),
+            tensors=tensors,
+            groups=self._groups(tensors),
+            sources=tuple(t for t in tensors if t not in moved),
+            constants=constants,
+            absorbed={k: v for k, v in self.absorbed.items() if k in self.integer},
+            float_nodes=self.float_nodes,
+        )
+
+    def _float_reason(self, node: ir.Node, tail: frozenset[str]) -> str:
+        rule = self.scheme.ops.get(node.op_type)
+        if rule is None or node.domain not in ("", "ai.onnx"):
+            return f"the target has no integer kernel for {node.op_type}"
+        touched = [v for v in (*node.inputs, *node.outputs) if v is not None and is_activation(v)]
+        if any(v.dtype != ir.DataType.FLOAT for v in touched[:1] + list(node.outputs[:1])):
+            return "it does not compute in float32"
+        if name(node) in tail:
+            return "it lies between the last convolution and the output, which is float"
+        if "mode" in node.attributes and node.op_type == "Resize" and node.attributes["mode"].as_string() == "cubic":
+            return "cubic interpolation leaves the range of its input"
+        written = outputs(self._activation_of(node) or node)
+        high = [t for t in (*inputs(node), *written) if t in self.raised]
+        if high:
+            return f"'{high[0]}' needs more than {self.scheme.activation.bits} bits"
+        return ""
+
+    def _activation_of(self, node: ir.Node) -> ir.Node | None:
+        return absorbed_activation(node, self.scheme) if name(node) in self.absorbed else None
+
+    def _moves(self, node: ir.Node) -> bool:
+        return name(node) in self.integer and node.op_type in self.scheme.ops and self.scheme.ops[node.op_type].moves
+
+    def _leave_movers(self) -> bool:
+        """Rule 5; True when something changed."""
+        before = len(self.integer)
+        for node in reversed(self.nodes):
+            if self._moves(node) and not self._read_by_integer(node):
+                self._leave(node, "nothing that follows it runs on integers")
+        return len(self.integer) < before
+
+    def _leave_lonely(self) -> bool:
+        """Rule 4; True when something changed."""
+        before = len(self.integer)
+        for node in self.nodes:
+            if name(node) not in self.integer or node.op_type in MAC_OPS or self._moves(node):
+                continue
+            if not self._read_by_integer(self._activation_of(node) or node):
+                self._leave(node, "nothing that follows it runs on integers")
+            elif not any(
+                p is None or name(p) in self.integer or name(p) in self.activations
+                for p in (v.producer() for v in node.inputs if v is not None and is_activation(v))
+            ):
+                self._leave(node, "nothing before it runs on integers")
+        return len(self.integer) < before
+
+    def _read_by_integer(self, node: ir.Node) -> bool:
+        return any(name(user) in self.integer for value in node.outputs for user in value.consumers())
+
+    def _leave(self, node: ir.Node, reason: str) -> None:
+        self.integer.discard(name(node))
+        self.float_nodes[name(node)] = reason
+
+    def _tensors(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        tensors: dict[str, None] = {}
+        constants: dict[str, None] = {}
+        inner = {outputs(n)[0] for n in self.nodes if name(n) in self.absorbed and name(n) in self.integer}
+        for node in self.nodes:
+            if name(node) not in self.integer:
+                continue
+            for value in data_inputs(node):
+                if is_activation(value):
+                    tensors[str(value.name)] = None
+                elif node.op_type not in MAC_OPS:
+                    constants[str(value.name)] = None
+            for value in node.outputs:
+                if str(value.name) not in inner and not self._float_output(node, value):
+                    tensors[str(value.name)] = None
+        return tuple(t for t in tensors if t not in inner), tuple(constants)
+
+    def _float_output(self, node: ir.Node, value: ir.Value) -> bool:
+        rule = self.scheme.ops.get(node.op_type)
+        readers = value.consumers()
+        return bool(rule and rule.float_output) and not any(name(r) in self.integer for r in readers)
+
+    def _groups(self, tensors: tuple[str, ...]) -> dict[str, str]:
+        parent = {t: t for t in tensors}
+
+        def find(t: str) -> str:
+            while parent[t] != t:
+                t = parent[t]
+            return t
+
+        order = {t: i for i, t in enumerate(tensors)}
+        for node in self.nodes:
+            if not self._moves(node) or name(node) in self.apart:
+                continue
+            touched = [t for t in (*inputs(node), *outputs(node)) if t in parent]
+            for other in touched[1:]:
+                first, second = sorted((find(touched[0]), find(other)), key=order.__getitem__)
+                parent[second] = first
+        return {t: find(t) for t in tensors}
+
+
+def absorbed_activation(node: ir.Node, scheme: Scheme) -> ir.Node | None:
+    """The activation that ``node``'s kernel absorbs: its only reader, of a type that the rule fuses."""
+    rule = scheme.ops.get(node.op_type)
+    if rule is None or not rule.fuses or node.outputs[0].is_graph_output():
+        return None
+    readers = list(node.outputs[0].uses())
+    if len(readers) != 1 or readers[0].node.op_type not in rule.fuses or readers[0].idx != 0:
+        return None
+    activation = readers[0].node
+    bounds = [array(v) for v in activation.inputs[1:] if v is not None]
+    return activation if all(b is not None for b in bounds) else None
+
+
+def tail_nodes(nodes: list[ir.Node]) -> frozenset[str]:
+    """Names of the nodes whose results reach the graph's outputs through no multiply-accumulate node."""
+    tail: set[str] = set()
+    for node in reversed(nodes):
+        if node.op_type in MAC_OPS:
+            continue
+        if all(name(user) in tail for value in node.outputs for user in value.consumers()):
+            tail.add(name(node))
+    return frozenset(tail)
+
+
+def name(node: ir.Node | None) -> str:
+    return str(node.name) if node is not None else ""
+
+
+def is_activation(value: ir.Value) -> bool:
+    """True for a tensor that is computed or fed, not stored."""
+    return not value.is_initializer()
+
+
+def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs that carry values: all of an arithmetic node's, the first of a node with shapes or indices."""
+    count = {"Concat": None, "Add": 2, "Mul": 2, "MatMul": 2}.get(node.op_type, 1)
+    for value in node.inputs[:count]:
+        if value is not None:
+            yield value
+
+
+def inputs(node: ir.Node) -> list[str]:
+    """Names of the activations a node reads."""
+    return [str(v.name) for v in data_inputs(node) if is_activation(v)]
+
+
+def outputs(node: ir.Node) -> list[str]:
+    return [str(v.name) for v in node.outputs]

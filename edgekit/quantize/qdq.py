@@ -1,0 +1,193 @@
+"""Writing quantization into the graph as QuantizeLinear / DequantizeLinear pairs.
+
+1. A quantized activation ``X`` gets ``X -> X_quantized -> X_dequantized``. Integer nodes read ``X_dequantized``; so do
+   float nodes when an integer kernel writes ``X``, since no float ``X`` exists then.
+2. A weight becomes codes and DequantizeLinear with one scale per channel; the codes keep the weight's name.
+3. A bias becomes int32 codes whose scale is input scale x weight scale.
+4. A graph output that is quantized keeps its name on the dequantized tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.graph import Change, Graph, array
+from edgekit.quantize.histogram import Array
+from edgekit.quantize.plan import MAC_OPS, Plan, is_activation, name
+from edgekit.quantize.qparams import BIAS_LIMIT, QParams, activation_params, weight_codes, weight_scales
+from edgekit.quantize.scheme import Scheme
+
+
+def insert_qdq(graph: Graph, plan: Plan, params: Mapping[str, QParams], scheme: Scheme) -> Graph:
+    """The QDQ form of ``graph``.
+
+    Args:
+        graph: A captured float graph.
+        plan: What is quantized.
+        params: Parameters of every tensor in ``plan.tensors``.
+        scheme: The target's number formats.
+    """
+    result = graph.copy()
+    writer = _Writer(result, plan, params, scheme)
+    writer.write()
+    summary = (
+        f"{len(plan.tensors)} activations to {scheme.activation.value}, {writer.weights} weights to "
+        f"{scheme.weight.value}, {len(plan.float_nodes)} nodes stay in float"
+    )
+    return result.with_change(Change("insert_qdq", summary))
+
+
+def insert_pairs(graph: Graph, params: Mapping[str, QParams]) -> Graph:
+    """``graph`` with single activations quantized and dequantized at once, everything else in float."""
+    result = graph.copy()
+    nowhere = Plan(frozenset(), tuple(params), {t: t for t in params}, tuple(params), (), {}, {})
+    writer = _Writer(result, nowhere, params, Scheme(ops={}))
+    values = result.values()
+    for tensor in params:
+        writer.pair(values[tensor], all_readers=True)
+    return result
+
+
+@dataclass
+class _Writer:
+    graph: Graph
+    plan: Plan
+    params: Mapping[str, QParams]
+    scheme: Scheme
+    weights: int = 0
+
+    def __post_init__(self) -> None:
+        self.main = self.graph.model.graph
+
+    def write(self) -> None:
+        values = self.graph.values()
+        nodes = [n for n in self.graph.nodes if name(n) in self.plan.integer_nodes]
+        for node in nodes:
+            if node.op_type in MAC_OPS and len(node.inputs) > 1 and not is_activation(_given(node, 1)):
+                self._weight_and_bias(node)
+            elif node.op_type not in MAC_OPS:
+                self._constants(node)
+        for tensor in self.plan.tensors:
+            producer = values[tensor].producer()
+            self.pair(values[tensor], all_readers=name(producer) in self.plan.integer_nodes)
+
+    def pair(self, value: ir.Value, *, all_readers: bool) -> None:
+        """Quantize and dequantize one activation, for all of its readers or only the integer nodes."""
+        tensor = str(value.name)
+        scale, zero = self._params(tensor, self.params[tensor])
+        producer = value.producer()
+        uses = [u for u in value.uses() if all_readers or name(u.node) in self.plan.integer_nodes]
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{tensor}_QuantizeLinear")
+        dequantize = ir.node(
+            "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{tensor}_DequantizeLinear"
+        )
+        codes, real = quantize.outputs[0], dequantize.outputs[0]
+        codes.name, codes.shape, codes.type = f"{tensor}_quantized", value.shape, ir.TensorType(zero.dtype)
+        real.name, real.shape, real.type = f"{tensor}_dequantized", value.shape, value.type
+        if producer is None:
+            first = min((u.node for u in uses), key=self.main.index)
+            self.main.insert_before(first, [quantize, dequantize])
+        else:
+            self.main.insert_after(producer, [quantize, dequantize])
+        for use in uses:
+            use.node.replace_input_with(use.idx, real)
+        if value.is_graph_output() and all_readers:
+            position = next(i for i, v in enumerate(self.main.outputs) if v is value)
+            value.name, real.name = f"{tensor}_raw", tensor
+            self.main.outputs[position] = real
+
+    def _weight_and_bias(self, node: ir.Node) -> None:
+        weight_value = _given(node, 1)
+        weight = array(weight_value)
+        if weight is None:
+            return
+        axis = weight_axis(node, self.scheme, weight.ndim)
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = array(bias_value)
+        step = self.params[str(_given(node, 0).name)].scale
+        channels = weight.shape[axis] if axis is not None else 1
+        floor = None if bias is None else np.abs(np.broadcast_to(bias.ravel(), channels)) / (step * BIAS_LIMIT)
+        scales = weight_scales(weight, axis, self.scheme.weight, bias_floor=floor)
+        codes = weight_codes(weight, scales, axis, self.scheme.weight)
+        node.replace_input_with(1, self._dequantized(weight_value, codes, scales, axis, node))
+        self.weights += 1
+        if bias_value is not None and bias is not None:
+            bias_scale = (scales * np.float32(step)).astype(np.float32)
+            limit = 2.0 ** (self.scheme.bias_bits - 1) - 1
+            bias_codes = np.clip(np.round(bias.ravel() / bias_scale), -limit, limit).astype(np.int32)
+            node.replace_input_with(2, self._dequantized(bias_value, bias_codes, bias_scale, 0, node))
+
+    def _constants(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs[:2]):
+            if value is None or is_activation(value) or str(value.name) not in self.plan.constants:
+                continue
+            data = array(value)
+            if data is None:
+                continue
+            params = activation_params(float(data.min()), float(data.max()), self.scheme.activation)
+            codes = params.codes(data)
+            scale, zero = np.float32(params.scale), np.array(params.zero_point, codes.dtype)
+            node.replace_input_with(index, self._dequantized(value, codes, scale, None, node, zero))
+
+    def _dequantized(
+        self,
+        value: ir.Value,
+        codes: Array,
+        scales: Array | np.float32,
+        axis: int | None,
+        node: ir.Node,
+        zero: Array | None = None,
+    ) -> ir.Value:
+        # A weight that two nodes share may get different codes in each; only a sole reader keeps the plain name.
+        label = str(value.name) if len(value.uses()) == 1 else f"{value.name}.{name(node)}"
+        scales = np.asarray(scales)
+        axis = axis if scales.ndim else None
+        zero = np.zeros(scales.shape, codes.dtype) if zero is None else zero
+        parts = [
+            self._constant(f"{label}_{part}", data)
+            for part, data in (("quantized", codes), ("scale", scales), ("zero_point", zero))
+        ]
+        attributes = {"axis": axis} if axis is not None else None
+        real = ir.node("DequantizeLinear", parts, attributes=attributes, name=f"{label}_DequantizeLinear")
+        real.outputs[0].name = f"{label}_dequantized"
+        real.outputs[0].shape, real.outputs[0].type = ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)
+        self.main.insert_before(node, real)
+        if len(value.uses()) == 1 and not value.is_graph_output():
+            # The node still reads it; it goes once the caller has replaced the input.
+            self.main.initializers.pop(str(value.name), None)
+        return real.outputs[0]
+
+    def _params(self, tensor: str, params: QParams) -> tuple[ir.Value, ir.Value]:
+        scale = self._constant(f"{tensor}_scale", np.array(params.scale, np.float32))
+        zero = self._constant(f"{tensor}_zero_point", np.array(params.zero_point, params.format.value))
+        return scale, zero
+
+    def _constant(self, label: str, data: Array) -> ir.Value:
+        if label in self.main.initializers:
+            return self.main.initializers[label]
+        tensor = ir.tensor(data, name=label)
+        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.main.register_initializer(value)
+        return value
+
+
+def weight_axis(node: ir.Node, scheme: Scheme, rank: int) -> int | None:
+    """Axis of the weight's output channels, as the rule states it for the plain form of the op."""
+    axis = scheme.ops[node.op_type].weight_axis
+    if axis is None or rank < 2:
+        return None
+    if node.op_type == "Gemm":
+        transposed = node.attributes.get("transB")
+        return 0 if transposed is not None and transposed.as_int() else 1
+    return axis % rank
+
+
+def _given(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"node '{node.name}' has no input {index}")
+    return value

@@ -1,0 +1,278 @@
+"""Static quantization of a float graph: from samples to a QDQ graph, and what was found on the way.
+
+The line: plan -> observe -> equalize -> ranges -> biases -> QDQ -> judge. While the answer is worse than ``target_db``,
+repairs follow in the order of what they cost on the target: equalization behind SiLUs (one multiplication each), then
+raising single tensors above 8 bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from edgekit.graph import Graph
+from edgekit.quantize.bias import correct_biases, correctable
+from edgekit.quantize.calibrators import Calibrator, Range
+from edgekit.quantize.equalize import equalize, find_pairs
+from edgekit.quantize.findings import Finding, find_clashes
+from edgekit.quantize.histogram import Array
+from edgekit.quantize.judge import Judge
+from edgekit.quantize.observe import Calibration, Progress, observe
+from edgekit.quantize.plan import Plan, make_plan
+from edgekit.quantize.probe import channel_means
+from edgekit.quantize.qdq import insert_qdq
+from edgekit.quantize.qparams import QParams
+from edgekit.quantize.raising import Raised, drowned, raise_tensors
+from edgekit.quantize.ranges import RangeOptions, choose_params, fixed_ranges
+from edgekit.quantize.scheme import Scheme
+
+#: ``calibrator = "auto"`` tries these and keeps the one whose outputs are best.
+TRIED = (Calibrator.MSE, Calibrator.MINMAX, Calibrator.PERCENTILE, Calibrator.ENTROPY)
+#: SiLUs that are tried for equalization, the most drowned first.
+SILUS_TRIED = 3
+#: Gain that one of them must bring, in dB of the outputs.
+SILU_GAIN_DB = 1.0
+
+Feeds = Callable[[], Iterable[Mapping[str, Array]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user can choose.
+
+    Attributes:
+        calibrator: ``auto`` or one of the calibrators.
+        percentile: Share of the values, in percent, that the ``percentile`` calibrator holds.
+        equalize: Whether channels are equalized.
+        correct_biases: Whether biases are corrected.
+        max_raised: Most tensors above 8 bits; None takes the target's own limit.
+        target_db: Signal-to-noise ratio of the outputs, in dB, below which repairs that cost latency are tried.
+        judge_samples: Samples on which candidates are compared.
+        mean_samples: Samples from which channel means are taken.
+    """
+
+    calibrator: str = "auto"
+    percentile: float = 99.99
+    equalize: bool = True
+    correct_biases: bool = True
+    max_raised: int | None = None
+    target_db: float = 14.0
+    judge_samples: int = 8
+    mean_samples: int = 32
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A quantized graph and how it came about.
+
+    Attributes:
+        graph: The QDQ graph.
+        plan: What is quantized in it.
+        params: Parameters of the activations.
+        calibrator: The calibrator that was used.
+        raised: Tensors above 8 bits.
+        findings: Range clashes and what was done.
+        db: Signal-to-quantization-noise ratio of the outputs on the judged samples.
+        rungs: Every candidate in order, with its ratio in dB.
+        seconds: Time spent, by part.
+    """
+
+    graph: Graph
+    plan: Plan
+    params: dict[str, QParams]
+    calibrator: Calibrator
+    raised: tuple[Raised, ...]
+    findings: tuple[Finding, ...]
+    db: float
+    rungs: tuple[tuple[str, float], ...]
+    seconds: dict[str, float]
+
+
+def quantize(
+    graph: Graph,
+    scheme: Scheme,
+    feeds: Feeds,
+    options: Options | None = None,
+    *,
+    input_ranges: Mapping[str, Range] | None = None,
+    threads: int = 0,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantize a captured float graph.
+
+    Args:
+        graph: The graph.
+        scheme: The target's number formats.
+        feeds: Called for every pass over the samples.
+        options: What the user chose.
+        input_ranges: Ranges of graph inputs that are known.
+        threads: Samples that run at the same time; 0 is one per core.
+        total: Number of samples where it is known.
+        progress: Called while calibrating.
+
+    Raises:
+        DataError: There are no samples.
+        ModelError: A tensor takes values that are not finite.
+    """
+    line = _Line(graph, scheme, feeds, options or Options(), dict(input_ranges or {}), threads)
+    return line.run(total, progress)
+
+
+@dataclass
+class _Line:
+    graph: Graph
+    scheme: Scheme
+    feeds: Feeds
+    options: Options
+    inputs: dict[str, Range]
+    threads: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    rungs: list[tuple[str, float]] = field(default_factory=list)
+
+    def run(self, total: int | None, progress: Progress | None) -> QuantizeResult:
+        self.work = self.graph
+        self.plan = make_plan(self.graph, self.scheme)
+        first = self.calibration = self._observe(total, progress)
+        self.first_plan = self.plan
+        if self.options.equalize:
+            self._equalize(None)
+        with self._clock("prepare"):
+            few = list(islice(self.feeds(), self.options.mean_samples))
+            self.judge = Judge(self.graph, few[: self.options.judge_samples], threads=self.threads)
+            self.means = self._means(few)
+        with self._clock("search"):
+            self.ranges = self._choose_calibrator(())
+            if self.options.equalize and self._last < self.options.target_db:
+                self._equalize_silus(few)
+            raised = self._raise()
+        names = tuple(r.tensor for r in raised)
+        params = self._params(self.ranges)
+        actions = self._actions(raised)
+        return QuantizeResult(
+            graph=self._build(names, self.ranges),
+            plan=make_plan(self.work, self.scheme, raised=names),
+            params=params,
+            calibrator=self.ranges.calibrator,
+            raised=raised,
+            findings=find_clashes(self.graph, self.first_plan, first.histograms, params, actions),
+            db=self._last,
+            rungs=tuple(self.rungs),
+            seconds=self.seconds,
+        )
+
+    @property
+    def _last(self) -> float:
+        return self.rungs[-1][1]
+
+    def _observe(self, total: int | None = None, progress: Progress | None = None) -> Calibration:
+        with self._clock("calibrate"):
+            fixed = fixed_ranges(self.work, self.scheme, self.plan)
+            wanted = [t for t in self.plan.sources if t not in fixed]
+            return observe(
+                self.work, wanted, self.feeds(), threads=self.threads, total=total, progress=progress
+            )
+
+    def _equalize(self, only: Sequence[str] | None) -> None:
+        """Equalize and look again: ranges behind an equalized tensor are no longer known."""
+        work = equalize(self.work, self.calibration.histograms, only)
+        if not work.history[-1].details["raised"]:
+            self.work = work
+            return
+        self.work, self.plan = work, make_plan(work, self.scheme)
+        self.calibration = self._observe()
+
+    def _means(self, few: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        if not self.options.correct_biases:
+            return {}
+        tensors = list(dict.fromkeys(correctable(self.work, self.plan).values()))
+        return channel_means(self.work, tensors, few, threads=self.threads)
+
+    def _params(self, ranges: RangeOptions) -> dict[str, QParams]:
+        return choose_params(self.work, self.plan, self.scheme, self.calibration, ranges)
+
+    def _build(self, raised: tuple[str, ...], ranges: RangeOptions) -> Graph:
+        plan = make_plan(self.work, self.scheme, raised=raised)
+        params = choose_params(self.work, plan, self.scheme, self.calibration, ranges)
+        work = correct_biases(self.work, plan, self.scheme, self.means) if self.means else self.work
+        return insert_qdq(work, plan, params, self.scheme)
+
+    def _try(self, label: str, raised: tuple[str, ...], ranges: RangeOptions) -> float:
+        db = self.judge.score(self._build(raised, ranges)).db
+        self.rungs.append((label, db))
+        return db
+
+    def _choose_calibrator(self, raised: tuple[str, ...]) -> RangeOptions:
+        chosen = self.options.calibrator
+        methods = TRIED if chosen == "auto" else (Calibrator(chosen),)
+        found = []
+        for method in methods:
+            ranges = RangeOptions(method, self.options.percentile, method is Calibrator.MSE, self.inputs)
+            found.append((self._try(method.value, raised, ranges), ranges))
+            if chosen == "auto" and not ranges.tails:
+                ranges = replace(ranges, tails=True)
+                found.append((self._try(f"{method.value}, tails cut", raised, ranges), ranges))
+        db, best = max(found, key=lambda pair: pair[0])
+        self.rungs.append((f"calibrator {best.calibrator.value}", db))
+        return best
+
+    def _equalize_silus(self, few: Sequence[Mapping[str, Array]]) -> None:
+        gated = [p.tensor for p in find_pairs(self.work) if p.gate is not None]
+        params = self._params(self.ranges)
+        histograms = self.calibration.histograms
+        gated = [t for t in gated if t in params and t in histograms]
+        for tensor in sorted(gated, key=lambda t: -drowned(histograms[t], params[t]))[:SILUS_TRIED]:
+            before = (self.work, self.plan, self.calibration, self.means)
+            db = self._last
+            self._equalize([tensor])
+            self.means = self._means(few)
+            if self._try(f"equalize '{tensor}'", (), self.ranges) < db + SILU_GAIN_DB:
+                self.work, self.plan, self.calibration, self.means = before
+                self.rungs.append((f"left '{tensor}' alone", db))
+
+    def _raise(self) -> tuple[Raised, ...]:
+        limit = self.scheme.max_raised if self.options.max_raised is None else self.options.max_raised
+        if self._last >= self.options.target_db or limit == 0:
+            return ()
+        raised = raise_tensors(
+            self.work,
+            self.plan,
+            self._params(self.ranges),
+            self.calibration.histograms,
+            self.judge,
+            lambda names: self._build(names, self.ranges),
+            target_db=self.options.target_db,
+            limit=limit,
+            raised_format=self.scheme.raised.value,
+        )
+        names = tuple(r.tensor for r in raised)
+        if names:
+            # With the worst tensors out of the way another calibrator may be best.
+            self.ranges = self._choose_calibrator(names)
+        return raised
+
+    def _actions(self, raised: Sequence[Raised]) -> dict[str, str]:
+        actions = {}
+        for change in self.work.history:
+            if change.pass_name == "equalize":
+                for tensor, gain in change.details["raised"].items():
+                    actions[tensor] = f"equalized: small channels raised by up to {gain:.0f}x"
+        for item in raised:
+            actions[item.tensor] = f"raised to {item.format}"
+        return actions
+
+    def _clock(self, part: str) -> _Clock:
+        return _Clock(self.seconds, part)
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float], part: str) -> None:
+        self.seconds, self.part = seconds, part
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.start

@@ -1,0 +1,78 @@
+"""The target object: what edgekit asks of ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.artifacts import open_artifact, write_artifact
+from edgekit.graph import Graph
+from edgekit.hardware import Hardware, load_hardware
+from edgekit.quantize.scheme import Scheme
+from edgekit.session import OrtRunner
+from edgekit.target import Artifact, Placement, Profile
+
+_HARDWARE = Path(__file__).with_name("hardware.toml")
+
+
+@dataclass
+class OrtCpuTarget:
+    """ONNX files with QuantizeLinear and DequantizeLinear nodes, run by ONNX Runtime.
+
+    Attributes:
+        hardware: Content of ``hardware.toml``.
+        profile: The hardware asked for.
+        name: ``ort-cpu``.
+        title: What a person calls it.
+        scheme: Number formats; ONNX Runtime fuses the nodes around an op that it has an integer kernel for.
+    """
+
+    hardware: Hardware
+    profile: Profile
+    name: str
+    title: str
+    scheme: Scheme | None
+
+    @classmethod
+    def create(cls, profile: str | None = None) -> OrtCpuTarget:
+        hardware = load_hardware(_HARDWARE)
+        chosen = hardware.choose(profile)
+        return cls(hardware, chosen, "ort-cpu", f"{hardware.title}: {chosen.title}", hardware.scheme)
+
+    def lower(self, graph: Graph) -> Graph:
+        """The graph itself: ONNX is what ONNX Runtime reads, and it fuses at load time."""
+        return graph
+
+    def compile(self, graph: Graph, kind: str, folder: Path) -> Artifact:
+        """Write ``<kind>.onnx`` into ``folder``.
+
+        Raises:
+            UsageError: ``kind`` is not ``float`` or ``int8``.
+            OutputError: The file cannot be written.
+        """
+        return write_artifact(graph, kind, folder)
+
+    def open(self, path: Path, *, threads: int | None = None) -> OrtRunner:
+        """Load an artifact in ONNX Runtime, with all its optimizations.
+
+        On this machine a board's profile runs on this machine's CPU: the numbers that come out are right up
+        to the rounding of the kernels, the time they take is not the board's.
+
+        Raises:
+            ModelError: The file is missing or ONNX Runtime refuses it.
+        """
+        return open_artifact(path, self.profile.threads if threads is None else threads, optimize=True)
+
+    def placement(self, path: Path) -> Placement:
+        """What ONNX Runtime fused into integer kernels on this machine, and what it left in float.
+
+        Raises:
+            ModelError: The file is missing or ONNX Runtime refuses it.
+        """
+        from edgekit.targets.ort_cpu.placement import placement
+
+        return placement(path)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "title": self.title, **self.hardware.describe(self.profile.name)}
