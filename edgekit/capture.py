@@ -20,6 +20,7 @@ from edgekit.passes.edit import has_subgraph, is_false, static_shape
 from edgekit.passes.fold_batchnorm import fold_batchnorm
 from edgekit.passes.fold_constants import fold_constants
 from edgekit.passes.infer_shapes import infer_shapes
+from edgekit.passes.mean_to_pool import mean_to_pool
 from edgekit.passes.name_nodes import name_nodes
 from edgekit.passes.pin_shapes import pin_shapes
 from edgekit.passes.remove_identities import remove_identities
@@ -97,7 +98,7 @@ def clean(graph: Graph, input_shapes: Mapping[str, tuple[int, ...]] | None = Non
     graph = name_nodes(graph)
     graph = infer_shapes(graph)
     _check_static(graph)
-    return graph
+    return mean_to_pool(graph)
 
 
 def _check_straight(graph: Graph) -> None:
@@ -173,12 +174,13 @@ def _run_original(origin: Source, feeds: Arrays) -> Arrays:
         return origin.run(feeds)
     except ModelError:
         raise
-    except (
-        Exception
-    ) as error:  # the runtime's own classes share no public base, and a module may raise anything
+    # The runtime's own classes share no public base, and a module may raise anything.
+    except Exception as error:
         lines = str(error).strip().splitlines()
+        shapes = ", ".join(f"{name} {'x'.join(map(str, values.shape))}" for name, values in feeds.items())
         raise ModelError(
-            f"the original does not run on random input: {lines[0] if lines else error!r}"
+            f"the original does not run with these inputs ({shapes}): {lines[0] if lines else error!r}",
+            hint="Exported models often work only with the sizes they were exported with: set --input-shape",
         ) from error
 
 

@@ -124,15 +124,23 @@ class QuantizeSection(_Section):
 
     Attributes:
         enabled: False exports float only.
-        calibrator: How a range is chosen from what calibration saw.
+        calibrator: How a range is chosen from what calibration saw; ``auto`` tries all of them.
         percentile: Share of values, in percent, that the ``percentile`` calibrator keeps inside the range.
-        max_drop: Loss of the task metric that is accepted; tensors are raised to a wider format until it is
-            met. None raises none for the metric's sake.
+        equalize: Whether channels of very different range are balanced between layers.
+        correct_biases: Whether biases make up for the mean error of quantized weights.
+        max_raised: Most tensors in a wider format; the target's own limit when left out.
+        target_db: Signal-to-noise ratio of the outputs, in dB, below which tensors are raised.
+        max_drop: Loss of the task metric that is accepted; more tensors are raised to a wider format until it
+            is met or the limit is reached. None raises none for the metric's sake.
     """
 
     enabled: bool = True
-    calibrator: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    calibrator: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     percentile: Annotated[float, Field(gt=50, le=100, allow_inf_nan=False)] = 99.99
+    equalize: bool = True
+    correct_biases: bool = True
+    max_raised: Annotated[int, Field(ge=0)] | None = None
+    target_db: Annotated[float, Field(allow_inf_nan=False)] = 14.0
     max_drop: _Drop | None = None
 
 

@@ -40,7 +40,12 @@ class OrtRunner:
 
 
 def open_runner(
-    model: Graph | bytes | Path, *, threads: int = 0, optimize: bool = True, extra_outputs: Sequence[str] = ()
+    model: Graph | bytes | Path,
+    *,
+    threads: int = 0,
+    optimize: bool = True,
+    integer: bool = True,
+    extra_outputs: Sequence[str] = (),
 ) -> OrtRunner:
     """Create a session.
 
@@ -48,6 +53,8 @@ def open_runner(
         model: A graph, a serialized model or a file.
         threads: Intra-op threads; 0 takes one per physical core.
         optimize: False switches all graph optimizations off, so that every tensor is what the file says.
+        integer: False computes between QuantizeLinear and DequantizeLinear in float, as the file says, without looking
+            for integer kernels.
         extra_outputs: Inner tensors to return besides the graph's outputs.
 
     Raises:
@@ -58,12 +65,14 @@ def open_runner(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(
-            _source(model, extra_outputs), sess_options=options, providers=["CPUExecutionProvider"]
+            _source(model, extra_outputs), sess_options=options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error

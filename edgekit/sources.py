@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray[Any, Any]]
 Run = Callable[[Mapping[str, np.ndarray[Any, Any]]], Arrays]
 
+#: The most bytes that a protobuf message, and so a model handed to a runtime, can have.
+_LARGEST = 2**31 - 1
+
 #: What a source can be, for error messages.
 VALID = ("a .onnx file", "a .pt2 file (torch.export.save)", "package.module:callable returning an nn.Module")
 
@@ -124,6 +127,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     if any(isinstance(text, bytes) for text in _texts(proto)):
         # The parser hands out names that are no text as bytes, which the runtimes stumble over.
         raise ModelError("a damaged ONNX model (a name in it is not text)", where=str(path))
+    _check_size(path, len(data), proto)
     opened: dict[Path, str] = {}
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -262,6 +266,17 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from walk(function.node)
 
 
+def _check_size(path: Path, size_bytes: int, proto: onnx.ModelProto) -> None:
+    for tensor in _tensors(proto.graph):
+        lengths = [entry.value for entry in tensor.external_data if entry.key == "length"]
+        size_bytes += sum(int(length) for length in lengths if length.isdecimal())
+    if size_bytes > _LARGEST:
+        raise ModelError(
+            f"has {size_bytes / 2**30:.1f} GiB of weights; one ONNX model in memory holds 2 GiB at most",
+            where=str(path),
+        )
+
+
 def _texts(proto: onnx.ModelProto) -> Iterator[str]:
     graph = proto.graph
     for thing in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -304,9 +319,12 @@ def _load_external(tensor: onnx.TensorProto, model: Path, opened: dict[Path, str
     if offset < 0 or length < 0 or offset + length > path.stat().st_size:
         raise ModelError(f"its data file '{location}' is cut off ({path.stat().st_size} bytes)", where=where)
     opened[path] = location
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        tensor.raw_data = stream.read(length)
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+    except OSError as error:
+        raise ModelError(f"cannot read '{location}': {error.strerror or error}", where=where) from error
     tensor.ClearField("data_location")
     del tensor.external_data[:]
 

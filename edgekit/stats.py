@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
-from edgekit.passes.edit import int_attribute, is_constant, static_shape
+from edgekit.passes.edit import int_attribute, is_constant, size_bytes, static_shape
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,5 @@ def _shape(value: ir.Value | None) -> tuple[int, ...]:
 
 
 def _bytes(value: ir.Value) -> int:
-    return int(prod(_shape(value)) * (value.dtype.itemsize if value.dtype is not None else 0))
+    _shape(value)  # refuses an open shape
+    return size_bytes(value)

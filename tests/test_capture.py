@@ -99,7 +99,7 @@ def test_everything_is_static_named_and_at_one_opset(tmp_path: Path) -> None:
     assert set(graph.model.graph.initializers) == {"w", "w.bias", "y.shape"}
     assert [c.pass_name for c in graph.history] == [
         "weight_inputs", "widen_floats", "fold_constants", "upgrade_opset", "remove_identities",
-        "fold_batchnorm", "remove_unused", "strip_notes", "name_nodes", "infer_shapes",
+        "fold_batchnorm", "remove_unused", "strip_notes", "name_nodes", "infer_shapes", "mean_to_pool",
     ]  # fmt: skip
     onnx.checker.check_model(graph.to_proto(), full_check=True)
 
@@ -151,6 +151,15 @@ def test_control_flow_that_is_known_folds(tmp_path: Path) -> None:
 def test_an_old_opset_is_refused(tmp_path: Path, opset: Any) -> None:
     with pytest.raises(ModelError, match=f"opset {opset} is too old"):
         capture(_save(tmp_path, "g (float[2] x) => (float[2] y) { y = Relu(x) }", opset=opset))
+
+
+def test_a_model_that_bakes_its_size_in(tmp_path: Path) -> None:
+    path = _save(
+        tmp_path, "g (float[N,3] x) => (float[M,3] y) { y = Reshape(x, s) }", s=np.array([2, 3], np.int64)
+    )
+    assert capture(path, input_shapes={"x": (2, 3)}).graph.outputs[0].shape == (2, 3)
+    with pytest.raises(ModelError, match=r"x 1x3.*--input-shape|do not fit"):
+        capture(path)
 
 
 def test_a_conversion_that_went_wrong_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

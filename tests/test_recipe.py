@@ -42,7 +42,7 @@ def test_the_shortest_recipe_has_defaults_for_the_rest(folder: Path) -> None:
     assert recipe.evaluate is None
     assert recipe.data.preprocess is None
     assert recipe.quantize.enabled
-    assert recipe.quantize.calibrator == "mse"
+    assert recipe.quantize.calibrator == "auto"
     assert recipe.deploy.targets == ("ort-cpu",)
     assert recipe.budget.latency_ms is None
     assert recipe.folder == folder

@@ -181,6 +181,14 @@ def test_a_negative_offset_is_refused(tmp_path: Path) -> None:
         capture(str(_save(tmp_path, model)))
 
 
+def test_more_weights_than_a_model_can_hold_are_refused_unread(tmp_path: Path) -> None:
+    path, _ = _save_external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data[2].value = str(3 << 30)
+    with pytest.raises(ModelError, match=r"3\.0 GiB of weights"):
+        capture(str(_save(tmp_path, model)))
+
+
 # --- networks that cannot be worked on
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,6 +55,14 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     if value is None or value.shape is None or not value.shape.is_static():
         return None
     return tuple(int(d) for d in value.shape.numpy())
+
+
+def size_bytes(value: ir.Value) -> int:
+    """Bytes of a tensor; 0 where shape or type is unknown, and for strings."""
+    shape = static_shape(value)
+    if shape is None or value.dtype is None or value.dtype == ir.DataType.STRING:
+        return 0
+    return math.ceil(math.prod(shape) * value.dtype.itemsize)
 
 
 def can_bypass(source: ir.Value, result: ir.Value) -> bool:

@@ -1,9 +1,10 @@
 """Fold BatchNormalization into the linear layer before it.
 
-    y = γ · (x - μ) / √(σ² + ε) + β = s · x + (β - s · μ)      with s = γ / √(σ² + ε), per channel
+    y = gamma (x - mean) / sqrt(var + eps) + beta = s x + (beta - s mean)
+                                                    with s = gamma / sqrt(var + eps), per channel
 
-    Conv, ConvTranspose   x = W * a + b            →  W' = s W,   b' = s b + β - s μ
-    Gemm                  x = α a W + ω b          →  W' = s W,   b' = s ω b + β - s μ,   ω' = 1
+    Conv, ConvTranspose  x = W * a + b              →  W' = s W,  b' = s b + beta - s mean
+    Gemm                 x = alpha a W + omega b    →  W' = s W,  b' = s omega b + beta - s mean,  omega' = 1
 
 ``s`` scales the output channels of W: axis 0 of a Conv; within each group axis 1 of a ConvTranspose, whose
 weight is (C_in, C_out / groups, …); axis 0 or 1 of a Gemm with and without ``transB``. Computed in float64,

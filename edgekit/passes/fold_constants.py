@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from edgekit.errors import ModelError
 from edgekit.graph import Change, Graph, Refusal, array
-from edgekit.passes.edit import Names, add_constant, has_subgraph, is_constant, static_shape
+from edgekit.passes.edit import Names, add_constant, has_subgraph, is_constant, size_bytes, static_shape
 from edgekit.passes.infer_shapes import infer_node
 
 #: Bytes by which folding may make the weights of a model bigger, in sum.
@@ -107,13 +107,16 @@ def _visit(state: _Fold, node: ir.Node) -> None:
         )
         return
     infer_node(node, state.opsets)
-    expected = sum(_bytes(out) for out in node.outputs)
+    expected = sum(size_bytes(out) for out in node.outputs)
     if not _affordable(state, node, expected):
         return
     computed = _compute(node, state.opsets)
-    if computed is None or not _affordable(state, node, sum(a.nbytes for a in computed)):
-        return
-    _replace(state, node, computed)
+    if computed is None:
+        state.refused.append(
+            Refusal(str(node.name or node.outputs[0].name), "it cannot be computed in advance")
+        )
+    elif _affordable(state, node, sum(a.nbytes for a in computed)):
+        _replace(state, node, computed)
 
 
 def _shape_of(node: ir.Node) -> np.ndarray[Any, Any] | None:
@@ -139,8 +142,8 @@ def _settle_cast(node: ir.Node) -> None:
         node.attributes["to"] = ir.AttrInt64("to", int(target.dtype))
 
 
-def _affordable(state: _Fold, node: ir.Node, size_bytes: int) -> bool:
-    grown = _growth(node, size_bytes)
+def _affordable(state: _Fold, node: ir.Node, result_bytes: int) -> bool:
+    grown = _growth(node, result_bytes)
     if grown == 0 or state.grown + grown <= state.limit:
         return True
     where = str(node.name or node.outputs[0].name)
@@ -150,18 +153,11 @@ def _affordable(state: _Fold, node: ir.Node, size_bytes: int) -> bool:
     return False
 
 
-def _growth(node: ir.Node, size_bytes: int) -> int:
+def _growth(node: ir.Node, result_bytes: int) -> int:
     """Bytes by which the model grows when a node makes way for results of a size; small ones do not count."""
-    if size_bytes <= _SMALL_BYTES:
+    if result_bytes <= _SMALL_BYTES:
         return 0
-    return size_bytes - sum(_bytes(v) for v in set(node.inputs) if v is not None and len(v.uses()) == 1)
-
-
-def _bytes(value: ir.Value) -> int:
-    shape = static_shape(value)
-    if shape is None or value.dtype is None:
-        return 0
-    return int(np.prod(shape, dtype=np.int64) * value.dtype.itemsize)
+    return result_bytes - sum(size_bytes(v) for v in set(node.inputs) if v is not None and len(v.uses()) == 1)
 
 
 def _compute(node: ir.Node, opsets: dict[str, int]) -> list[np.ndarray[Any, Any]] | None:
@@ -194,9 +190,8 @@ def _compute(node: ir.Node, opsets: dict[str, int]) -> list[np.ndarray[Any, Any]
         found = runner.run({name: value for name, value in feeds.items() if value is not None})
     except ModelError:
         return None  # ONNX Runtime has no kernel for this type; the node stays
-    except (
-        Exception
-    ):  # the runtime's own classes share no public base; a node that fails here fails loudly later
+    # The runtime's own classes share no public base; a node that fails here fails loudly later.
+    except Exception:
         return None
     return [np.asarray(found[name]) for name in outputs]
 

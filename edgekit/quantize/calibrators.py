@@ -26,7 +26,7 @@ Function = Callable[[Array], Array]
 #: Bins that the searches look at; the histogram's are merged to this many.
 SEARCH_BINS = 512
 #: Candidate ends on either side in the searches.
-CANDIDATES = 40
+CANDIDATES = 32
 
 
 class Calibrator(StrEnum):
@@ -95,19 +95,20 @@ def _mse(histogram: Histogram, low: float, high: float, levels: int, function: F
         error = np.where(inside, (slope * scale) ** 2 / 12.0, clipped)
         return int(np.argmin(error @ counts))
 
-    return _alternate(best, low, high)
+    return _alternate(best, low, high, CANDIDATES)
 
 
-def _alternate(best: Callable[[Array, Array], int], low: float, high: float) -> Range:
-    """Move one end, then the other, until neither moves."""
+def _alternate(best: Callable[[Array, Array], int], low: float, high: float, candidates: int) -> Range:
+    """Move one end, then the other, twice or until neither moves."""
     full = (low, high)
-    shares = np.geomspace(1.0, 0.02, CANDIDATES)
-    for _ in range(3):
+    shares = np.geomspace(1.0, 0.03, candidates)
+    for _ in range(2):
         before = (low, high)
         highs = np.maximum(full[1] * shares, 1e-9) if full[1] > 0 else np.zeros(1)
         high = float(highs[best(np.full_like(highs, low), highs)]) if full[1] > 0 else 0.0
-        lows = np.minimum(full[0] * shares, -1e-9) if full[0] < 0 else np.zeros(1)
-        low = float(lows[best(lows, np.full_like(lows, high))]) if full[0] < 0 else 0.0
+        if -full[0] > 0.05 * full[1]:  # a short end has nothing to give
+            lows = np.minimum(full[0] * shares, -1e-9)
+            low = float(lows[best(lows, np.full_like(lows, high))])
         if (low, high) == before:
             break
     return low, high
@@ -147,7 +148,7 @@ def _entropy(histogram: Histogram, low: float, high: float, levels: int) -> Rang
         kept = max(total[j] - total[i], 1e-9)
         return float((p_log_p - cross) / n + np.log(kept / n))
 
-    return _alternate(best, low, high)
+    return _alternate(best, low, high, CANDIDATES // 2)
 
 
 def _merged(histogram: Histogram, bins: int) -> tuple[Array, Array]:

@@ -136,7 +136,7 @@ def _readers(tensor: ir.Value, first: int) -> tuple[list[tuple[ir.Node, int]], s
         if node.op_type == "Conv" and use.idx == 0 and array(node.inputs[1]) is not None:
             readers.append((node, first))
             continue
-        offset = _concat_offset(node, use.idx) if node.op_type == "Concat" else None
+        offset = concat_offset(node, use.idx) if node.op_type == "Concat" else None
         if node.op_type not in TRANSPARENT and offset is None:
             return [], None, f"{node.op_type} '{node.name}' reads '{tensor.name}' and takes no scale per channel"
         more, further, reason = _readers(node.outputs[0], first + (offset or 0))
@@ -147,7 +147,7 @@ def _readers(tensor: ir.Value, first: int) -> tuple[list[tuple[ir.Node, int]], s
     return readers, joined, "" if readers else f"nothing reads '{tensor.name}'"
 
 
-def _concat_offset(node: ir.Node, index: int) -> int | None:
+def concat_offset(node: ir.Node, index: int) -> int | None:
     """Channels in front of input ``index`` of a Concat over channels; None for another axis or unknown shapes."""
     shapes = [v.shape for v in node.inputs if v is not None]
     if any(s is None or len(s) < 3 for s in shapes) or node.attributes["axis"].as_int() not in (1, 1 - len(shapes[0] or ())):

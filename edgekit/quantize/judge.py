@@ -57,12 +57,18 @@ class Judge:
         ]
         self.runs = 0
 
-    def score(self, quantized: Graph) -> Score:
-        """Run a QDQ graph that was made from the reference (or an equal graph) and compare."""
+    def score(self, quantized: Graph, *, integer: bool = True) -> Score:
+        """Run a QDQ graph that was made from the reference (or an equal graph) and compare.
+
+        Args:
+            quantized: The graph.
+            integer: False for a graph in which only single tensors are quantized: looking for integer kernels there,
+                ONNX Runtime moves conversions about and computes something else than the file says.
+        """
         self.runs += 1
         values = quantized.values()
         names = {b: f"{b}_dequantized" if f"{b}_dequantized" in values else b for b in self.branches}
-        runner = open_runner(quantized, threads=1, extra_outputs=list(names.values()))
+        runner = open_runner(quantized, threads=1, integer=integer, extra_outputs=list(names.values()))
         error = dict.fromkeys(self.branches, 0.0)
         energy = dict.fromkeys(self.branches, 1e-12)
         for wanted, outputs in zip(self.wanted, run_all(runner, self.feeds, workers=self.threads), strict=True):

@@ -5,9 +5,13 @@ tensor to what is needed: the exact minimum and maximum of each channel, and som
 tensor leaves the session whole, and what is kept does not grow with the number of samples. Samples run side by side,
 one thread each, which keeps the cores busier than many threads on one sample.
 
-1. For a feature map ``[N, C, H, W]`` the values are one row of every channel; which row moves from sample to sample.
-   Other tensors give evenly spaced values. At most ``VALUES`` values per tensor and sample are counted.
-2. A tensor that is a known function of an observed one is not observed: SiLU (``x * sigmoid(x)``) carries the histogram
+1. Feature maps ``[1, C, H, W]`` stay in the blocked layout that ONNX Runtime gives them, which only some nodes read:
+   ``GlobalMaxPool`` finds the maxima, ``MaxPool`` of one pixel with a stride picks pixels on a grid for the histogram.
+   ``ReduceMax`` and ``Slice`` would first have every tensor written again in the plain layout, which costs more than
+   the reduction. Other tensors are reduced directly and give evenly spaced values.
+2. A minimum needs that plain layout. It is not measured where it is known (ReLU, Clip) nor where it hardly matters: the
+   input of a SiLU, which is flat far below zero, takes the smallest of the sampled values.
+3. A tensor that is a known function of an observed one is not observed: SiLU (``x * sigmoid(x)``) carries the histogram
    of ``x`` through the function.
 """
 
@@ -15,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import DataError, ModelError
-from edgekit.graph import Graph
+from edgekit.graph import Graph, array
 from edgekit.quantize.histogram import BINS, Array, Histogram
 from edgekit.quantize.probe import Probe, channel_axis
 from edgekit.session import open_runner, run_all
@@ -80,8 +85,7 @@ def observe(
     runner = open_runner(probe.model, threads=1)
     collector = _Collector(observed, probe)
     done = 0
-    probed = ({**feed, **probe.rows(step)} for step, feed in enumerate(feeds))
-    for done, outputs in enumerate(run_all(runner, probed, workers=threads), 1):  # noqa: B007
+    for done, outputs in enumerate(run_all(runner, feeds, workers=threads), 1):  # noqa: B007
         collector.add(outputs)
         if progress is not None:
             progress(done, total)
@@ -111,50 +115,71 @@ def silu_inputs(graph: Graph) -> dict[str, str]:
     return found
 
 
+class _Floor(Enum):
+    """Where the minimum of a tensor comes from."""
+
+    ZERO = "known"
+    SAMPLED = "sampled"
+    EXACT = "exact"
+
+
 class _RangeProbe:
-    """The graph with reductions added: three outputs carry the minima, the maxima and the sampled values."""
+    """The graph with reductions added: its outputs carry the maxima, some minima, and sampled values."""
 
     def __init__(self, graph: Graph, tensors: tuple[str, ...]) -> None:
         self.probe = Probe(graph)
-        self.heights: dict[int, ir.Value] = {}
         self.channels: list[int] = []
         self.value_counts: list[int] = []
+        self.zeros: list[bool] = []
+        gated = frozenset(silu_inputs(graph).values())
         parts: dict[str, list[ir.Value]] = {MIN: [], MAX: [], SAMPLED: []}
         for tensor in tensors:
             shape = self.probe.shape(tensor)
+            value = self.probe.values[tensor]
+            pooled = len(shape) == 4 and shape[0] == 1 and shape[2] * shape[3] > 1
             self.channels.append(shape[channel_axis(len(shape))] if shape else 1)
-            parts[MIN].append(self.probe.reduce("ReduceMin", tensor, shape))
-            parts[MAX].append(self.probe.reduce("ReduceMax", tensor, shape))
-            parts[SAMPLED].append(self._values(self.probe.values[tensor], shape))
-        self.model = self.probe.finish(parts)
+            floor = _floor(value, gated) if pooled else _Floor.EXACT
+            self.zeros.append(floor is _Floor.ZERO)
+            picked = value
+            if pooled:
+                picked = self._grid(value, shape)
+                parts[MAX].append(self._flat(self.probe.node("GlobalMaxPool", [value])))
+                parts[SAMPLED].append(self._flat(picked))
+            else:
+                parts[MAX].append(self.probe.reduce("ReduceMax", value, len(shape)))
+                parts[SAMPLED].append(self._spaced(value, shape))
+            if floor is not _Floor.ZERO:
+                seen = picked if floor is _Floor.SAMPLED else value
+                parts[MIN].append(self.probe.reduce("ReduceMin", seen, len(shape)))
+        self.model = self.probe.finish({k: v for k, v in parts.items() if v})
 
-    def rows(self, step: int) -> dict[str, Array]:
-        """Inputs that say which row of the feature maps to look at; spread evenly over the height, in no order."""
-        fraction = (step * 0.61803398875) % 1.0
-        return {str(v.name): np.array([int(fraction * h)], np.int64) for h, v in self.heights.items()}
+    def _flat(self, value: ir.Value) -> ir.Value:
+        return self.probe.node("Reshape", [value, self.probe.ints([-1])])
 
-    def _values(self, value: ir.Value, shape: list[int]) -> ir.Value:
+    def _grid(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        """Every ``step``-th pixel in both directions, of all channels."""
+        step = max(1, int(np.sqrt(np.prod(shape) / VALUES)))
+        # At least four pixels of each channel, where it has as many.
+        step = min(step, max(shape[2] // 2, 1), max(shape[3] // 2, 1))
+        self.value_counts.append(shape[1] * -(-shape[2] // step) * -(-shape[3] // step))
+        return self.probe.node("MaxPool", [value], kernel_shape=[1, 1], strides=[step, step])
+
+    def _spaced(self, value: ir.Value, shape: list[int]) -> ir.Value:
         probe, size = self.probe, int(np.prod(shape))
-        if len(shape) == 4 and size > VALUES:
-            row = probe.node("Gather", [value, self._row(shape[2])], axis=2)
-            self.value_counts.append(size // shape[2])
-            return probe.node("Reshape", [row, probe.ints([-1])])
-        flat = probe.node("Reshape", [value, probe.ints([-1])])
-        if size <= VALUES:
-            self.value_counts.append(size)
-            return flat
-        step = size // VALUES | 1  # odd, so that it does not keep time with the channels
+        flat = self._flat(value)
+        step = 1 if size <= VALUES else size // VALUES | 1  # odd, so that it does not keep time with the channels
         self.value_counts.append(-(-size // step))
-        return probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
+        return flat if step == 1 else probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
 
-    def _row(self, height: int) -> ir.Value:
-        if height not in self.heights:
-            row = ir.Value(
-                name=f"edgekit.row.{height}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1])
-            )
-            self.probe.main.inputs.append(row)
-            self.heights[height] = row
-        return self.heights[height]
+
+def _floor(value: ir.Value, gated: frozenset[str]) -> _Floor:
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Relu":
+        return _Floor.ZERO
+    if producer is not None and producer.op_type == "Clip":
+        low = array(producer.inputs[1]) if len(producer.inputs) > 1 else None
+        return _Floor.ZERO if low is not None and float(low) == 0.0 else _Floor.EXACT
+    return _Floor.SAMPLED if str(value.name) in gated else _Floor.EXACT
 
 
 class _Collector:
@@ -163,6 +188,7 @@ class _Collector:
     def __init__(self, tensors: tuple[str, ...], probe: _RangeProbe) -> None:
         self.tensors = tensors
         self.starts = np.cumsum([0, *probe.channels])
+        self.measured = ~np.repeat(np.array(probe.zeros, bool), probe.channels)
         take, owner, start = [], [], 0
         for index, count in enumerate(probe.value_counts):
             chosen = np.arange(0, count, max(1, count // VALUES))
@@ -177,16 +203,21 @@ class _Collector:
         self.buffer: list[Array] = []
 
     def add(self, outputs: Mapping[str, Array]) -> None:
-        minima, maxima = outputs[MIN], outputs[MAX]
-        if not (np.isfinite(minima).all() and np.isfinite(maxima).all()):
-            bad = int(np.argmin(np.isfinite(minima) & np.isfinite(maxima)))
-            tensor = self.tensors[int(np.searchsorted(self.starts, bad, "right")) - 1]
-            raise ModelError("takes values that are not finite", where=f"tensor '{tensor}'")
+        maxima, sampled = outputs[MAX], outputs[SAMPLED][self.take]
+        minima = np.zeros(len(maxima), np.float32)
+        if self.measured.any():
+            minima[self.measured] = outputs[MIN]
+        if not (np.isfinite(minima).all() and np.isfinite(maxima).all() and np.isfinite(sampled).all()):
+            raise ModelError("takes values that are not finite", where=f"tensor '{self._culprit(minima, maxima)}'")
         self.minima = np.minimum(self.minima, minima) if self.minima.size else minima
         self.maxima = np.maximum(self.maxima, maxima) if self.maxima.size else maxima
-        self.buffer.append(outputs[SAMPLED][self.take])
+        self.buffer.append(sampled)
         if len(self.buffer) == BLOCK:
             self._count()
+
+    def _culprit(self, minima: Array, maxima: Array) -> str:
+        bad = np.flatnonzero(~(np.isfinite(minima) & np.isfinite(maxima)))
+        return self.tensors[int(np.searchsorted(self.starts, bad[0], "right")) - 1] if len(bad) else self.tensors[0]
 
     def histograms(self) -> dict[str, Histogram]:
         self._count()

@@ -7,7 +7,8 @@ A node runs on integers when
    results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing;
 3. none of its activations has been raised above the scheme's activation format;
 4. it is not elementwise arithmetic among float neighbours, where conversions would cost more than they win;
-5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is.
+5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is, unless what it
+   moves is an input of the graph, which arrives in float and is quantized behind it.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class _Planner:
             if (activation := absorbed_activation(node, scheme)) is not None
         }
         self.activations = set(self.absorbed.values())
+        self.moved_inputs = moved_inputs(graph, scheme)
 
     def plan(self) -> Plan:
         tail = tail_nodes(self.nodes)
@@ -137,8 +139,12 @@ class _Planner:
         """Rule 5; True when something changed."""
         before = len(self.integer)
         for node in reversed(self.nodes):
-            if self._moves(node) and not self._read_by_integer(node):
+            if not self._moves(node):
+                continue
+            if not self._read_by_integer(node):
                 self._leave(node, "nothing that follows it runs on integers")
+            elif str(node.outputs[0].name) in self.moved_inputs:
+                self._leave(node, "it moves an input of the graph, which is float")
         return len(self.integer) < before
 
     def _leave_lonely(self) -> bool:
@@ -226,6 +232,17 @@ def tail_nodes(nodes: list[ir.Node]) -> frozenset[str]:
         if all(name(user) in tail for value in node.outputs for user in value.consumers()):
             tail.add(name(node))
     return frozenset(tail)
+
+
+def moved_inputs(graph: Graph, scheme: Scheme) -> dict[str, str]:
+    """Tensors whose values are those of a graph input, moved, and the input's name."""
+    found = {str(v.name): str(v.name) for v in graph.model.graph.inputs}
+    for node in graph.nodes:
+        rule = scheme.ops.get(node.op_type)
+        origins = {found.get(t) for t in inputs(node)}
+        if rule is not None and rule.moves and len(origins) == 1 and None not in origins:
+            found.update({t: str(next(iter(origins))) for t in outputs(node)})
+    return found
 
 
 def name(node: ir.Node | None) -> str:

@@ -13,6 +13,9 @@ from edgekit.graph import Graph
 from edgekit.quantize.histogram import Array
 from edgekit.session import open_runner, run_all
 
+#: Output of the graph that :func:`channel_means` runs.
+MEAN = "edgekit.mean"
+
 
 def channel_axis(rank: int) -> int:
     """Where the channels are: axis 1 of feature maps, the last axis of everything else."""
@@ -33,13 +36,12 @@ class Probe:
             raise ModelError("has no static shape", where=f"tensor '{tensor}'")
         return [int(d) for d in value.shape.numpy()]
 
-    def reduce(self, op: str, tensor: str, shape: Sequence[int]) -> ir.Value:
+    def reduce(self, op: str, value: ir.Value, rank: int) -> ir.Value:
         """``op`` over everything but the channels; shape ``[C]``."""
-        if len(shape) <= 1:
-            return self.values[tensor]
-        axis = channel_axis(len(shape))
-        axes = self.ints([a for a in range(len(shape)) if a != axis])
-        return self.node(op, [self.values[tensor], axes], keepdims=0)
+        if rank <= 1:
+            return value
+        axes = self.ints([a for a in range(rank) if a != channel_axis(rank)])
+        return self.node(op, [value, axes], keepdims=0)
 
     def finish(self, parts: Mapping[str, Sequence[ir.Value]]) -> bytes:
         """Serialize with one output for each of ``parts``: its vectors, joined."""
@@ -74,10 +76,11 @@ def channel_means(
         return {}
     probe = Probe(graph)
     shapes = [probe.shape(t) for t in tensors]
-    model = probe.finish({"mean": [probe.reduce("ReduceMean", t, s) for t, s in zip(tensors, shapes, strict=True)]})
+    means = [probe.reduce("ReduceMean", probe.values[t], len(s)) for t, s in zip(tensors, shapes, strict=True)]
+    model = probe.finish({MEAN: means})
     total, count = np.zeros(0), 0
     for outputs in run_all(open_runner(model, threads=1), feeds, workers=threads):
-        mean = outputs["mean"].astype(np.float64)
+        mean = outputs[MEAN].astype(np.float64)
         total = total + mean if count else mean
         count += 1
     sizes = np.cumsum([s[channel_axis(len(s))] for s in shapes])

@@ -8,13 +8,13 @@ raising single tensors above 8 bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from edgekit.graph import Graph
-from edgekit.quantize.bias import correct_biases, correctable
+from edgekit.quantize.bias import correct_biases, correctable, quantized_means
 from edgekit.quantize.calibrators import Calibrator, Range
+from edgekit.quantize.damage import Damage, measure_damage
 from edgekit.quantize.equalize import equalize, find_pairs
 from edgekit.quantize.findings import Finding, find_clashes
 from edgekit.quantize.histogram import Array
@@ -24,11 +24,13 @@ from edgekit.quantize.plan import Plan, make_plan
 from edgekit.quantize.probe import channel_means
 from edgekit.quantize.qdq import insert_qdq
 from edgekit.quantize.qparams import QParams
-from edgekit.quantize.raising import Raised, drowned, raise_tensors
+from edgekit.quantize.raising import Raised, raise_tensors
 from edgekit.quantize.ranges import RangeOptions, choose_params, fixed_ranges
 from edgekit.quantize.scheme import Scheme
 
-#: ``calibrator = "auto"`` tries these and keeps the one whose outputs are best.
+#: The calibrator that chooses among the others by measuring.
+AUTO = "auto"
+#: ``auto`` tries these and keeps the one whose outputs are best.
 TRIED = (Calibrator.MSE, Calibrator.MINMAX, Calibrator.PERCENTILE, Calibrator.ENTROPY)
 #: SiLUs that are tried for equalization, the most drowned first.
 SILUS_TRIED = 3
@@ -49,18 +51,18 @@ class Options:
         correct_biases: Whether biases are corrected.
         max_raised: Most tensors above 8 bits; None takes the target's own limit.
         target_db: Signal-to-noise ratio of the outputs, in dB, below which repairs that cost latency are tried.
-        judge_samples: Samples on which candidates are compared.
-        mean_samples: Samples from which channel means are taken.
+        judge_samples: Samples on which candidates are compared; they are spread over all of them.
+        kept_samples: Samples, spread likewise, from which channel means are taken.
     """
 
-    calibrator: str = "auto"
+    calibrator: str = AUTO
     percentile: float = 99.99
     equalize: bool = True
     correct_biases: bool = True
     max_raised: int | None = None
     target_db: float = 14.0
     judge_samples: int = 8
-    mean_samples: int = 32
+    kept_samples: int = 16
 
 
 @dataclass(frozen=True)
@@ -135,45 +137,69 @@ class _Line:
     def run(self, total: int | None, progress: Progress | None) -> QuantizeResult:
         self.work = self.graph
         self.plan = make_plan(self.graph, self.scheme)
-        first = self.calibration = self._observe(total, progress)
+        self.spread = Spread(self.options.kept_samples, total)
+        first = self.calibration = self._observe(self.spread.watch(self.feeds()), total, progress)
         self.first_plan = self.plan
         if self.options.equalize:
             self._equalize(None)
         with self._clock("prepare"):
-            few = list(islice(self.feeds(), self.options.mean_samples))
-            self.judge = Judge(self.graph, few[: self.options.judge_samples], threads=self.threads)
+            few = self.spread.kept
+            judged = few[:: max(1, len(few) // self.options.judge_samples)][: self.options.judge_samples]
+            self.judge = Judge(self.graph, judged, threads=self.threads)
             self.means = self._means(few)
         with self._clock("search"):
+            base = RangeOptions(self._methods[0], self.options.percentile, True, self.inputs)
+            self.damage = self._measure_damage(base)
             self.ranges = self._choose_calibrator(())
-            if self.options.equalize and self._last < self.options.target_db:
-                self._equalize_silus(few)
             raised = self._raise()
-        names = tuple(r.tensor for r in raised)
+            if self.options.equalize and self._last < self.options.target_db:
+                self._equalize_silus(few, tuple(r.tensor for r in raised))
+            names = tuple(r.tensor for r in raised)
+            final = self._correct_fully(names, few)
         params = self._params(self.ranges)
-        actions = self._actions(raised)
         return QuantizeResult(
-            graph=self._build(names, self.ranges),
+            graph=final,
             plan=make_plan(self.work, self.scheme, raised=names),
             params=params,
             calibrator=self.ranges.calibrator,
             raised=raised,
-            findings=find_clashes(self.graph, self.first_plan, first.histograms, params, actions),
+            findings=find_clashes(
+                self.graph, self.first_plan, first.histograms, params, self._actions(raised)
+            ),
             db=self._last,
             rungs=tuple(self.rungs),
             seconds=self.seconds,
         )
 
+    def _correct_fully(self, raised: tuple[str, ...], few: Sequence[Mapping[str, Array]]) -> Graph:
+        """The last step: biases corrected for the activations too, if that measures better."""
+        plain = self._build(raised, self.ranges)
+        if not self.means:
+            return plain
+        plan = make_plan(self.work, self.scheme, raised=raised)
+        params = choose_params(self.work, plan, self.scheme, self.calibration, self.ranges)
+        found = quantized_means(self.work, plain, plan, few, threads=self.threads)
+        work = correct_biases(self.work, plan, self.scheme, self.means, found)
+        full = insert_qdq(work, plan, params, self.scheme)
+        before = self._last
+        db = self.judge.score(full).db
+        self.rungs.append(("biases corrected for activations", db))
+        if db >= before:
+            return full
+        self.rungs.append(("biases corrected for weights only", before))
+        return plain
+
     @property
     def _last(self) -> float:
         return self.rungs[-1][1]
 
-    def _observe(self, total: int | None = None, progress: Progress | None = None) -> Calibration:
+    def _observe(
+        self, feeds: Iterable[Mapping[str, Array]], total: int | None = None, progress: Progress | None = None
+    ) -> Calibration:
         with self._clock("calibrate"):
             fixed = fixed_ranges(self.work, self.scheme, self.plan)
             wanted = [t for t in self.plan.sources if t not in fixed]
-            return observe(
-                self.work, wanted, self.feeds(), threads=self.threads, total=total, progress=progress
-            )
+            return observe(self.work, wanted, feeds, threads=self.threads, total=total, progress=progress)
 
     def _equalize(self, only: Sequence[str] | None) -> None:
         """Equalize and look again: ranges behind an equalized tensor are no longer known."""
@@ -182,7 +208,7 @@ class _Line:
             self.work = work
             return
         self.work, self.plan = work, make_plan(work, self.scheme)
-        self.calibration = self._observe()
+        self.calibration = self._observe(self.feeds())
 
     def _means(self, few: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         if not self.options.correct_biases:
@@ -204,53 +230,68 @@ class _Line:
         self.rungs.append((label, db))
         return db
 
-    def _choose_calibrator(self, raised: tuple[str, ...]) -> RangeOptions:
+    @property
+    def _methods(self) -> tuple[Calibrator, ...]:
         chosen = self.options.calibrator
-        methods = TRIED if chosen == "auto" else (Calibrator(chosen),)
+        return TRIED if chosen == AUTO else (Calibrator(chosen),)
+
+    def _measure_damage(self, base: RangeOptions) -> dict[str, Damage]:
+        """With ``auto``, the most damaging tensors also get the range that measures best."""
+        return measure_damage(
+            self.work,
+            self.plan,
+            self._params(base),
+            self.calibration.histograms,
+            self.judge,
+            self.scheme,
+            search=self.options.calibrator == AUTO,
+        )
+
+    def _choose_calibrator(self, raised: tuple[str, ...]) -> RangeOptions:
+        chosen = {t: d.range for t, d in self.damage.items() if d.method}
         found = []
-        for method in methods:
-            ranges = RangeOptions(method, self.options.percentile, method is Calibrator.MSE, self.inputs)
-            found.append((self._try(method.value, raised, ranges), ranges))
-            if chosen == "auto" and not ranges.tails:
-                ranges = replace(ranges, tails=True)
-                found.append((self._try(f"{method.value}, tails cut", raised, ranges), ranges))
+        for method in self._methods:
+            for tails in (True, False) if self.options.calibrator == AUTO else (method is Calibrator.MSE,):
+                ranges = RangeOptions(method, self.options.percentile, tails, self.inputs, chosen)
+                label = f"{method.value}, tails cut" if tails else method.value
+                found.append((self._try(label, raised, ranges), ranges))
         db, best = max(found, key=lambda pair: pair[0])
         self.rungs.append((f"calibrator {best.calibrator.value}", db))
         return best
 
-    def _equalize_silus(self, few: Sequence[Mapping[str, Array]]) -> None:
-        gated = [p.tensor for p in find_pairs(self.work) if p.gate is not None]
-        params = self._params(self.ranges)
-        histograms = self.calibration.histograms
-        gated = [t for t in gated if t in params and t in histograms]
-        for tensor in sorted(gated, key=lambda t: -drowned(histograms[t], params[t]))[:SILUS_TRIED]:
-            before = (self.work, self.plan, self.calibration, self.means)
+    def _equalize_silus(self, few: Sequence[Mapping[str, Array]], raised: tuple[str, ...]) -> None:
+        gated = {p.tensor for p in find_pairs(self.work) if p.gate is not None} - set(raised)
+        worst = sorted(gated & set(self.damage), key=lambda t: -self.damage[t].noise)
+        for tensor in worst[:SILUS_TRIED]:
+            before = (self.work, self.plan, self.calibration, self.means, self.ranges)
             db = self._last
             self._equalize([tensor])
             self.means = self._means(few)
-            if self._try(f"equalize '{tensor}'", (), self.ranges) < db + SILU_GAIN_DB:
-                self.work, self.plan, self.calibration, self.means = before
+            # The ranges that were measured for it no longer hold.
+            chosen = {t: r for t, r in self.ranges.chosen.items() if not t.startswith(tensor)}
+            self.ranges = replace(self.ranges, chosen=chosen)
+            if self._try(f"equalize '{tensor}'", raised, self.ranges) < db + SILU_GAIN_DB:
+                self.work, self.plan, self.calibration, self.means, self.ranges = before
                 self.rungs.append((f"left '{tensor}' alone", db))
 
     def _raise(self) -> tuple[Raised, ...]:
         limit = self.scheme.max_raised if self.options.max_raised is None else self.options.max_raised
         if self._last >= self.options.target_db or limit == 0:
             return ()
+
+        def try_raised(names: tuple[str, ...]) -> float:
+            return self._try(f"raise {', '.join(names) or 'nothing'}", names, self.ranges)
+
         raised = raise_tensors(
             self.work,
-            self.plan,
-            self._params(self.ranges),
-            self.calibration.histograms,
-            self.judge,
-            lambda names: self._build(names, self.ranges),
+            self.damage,
+            try_raised,
             target_db=self.options.target_db,
             limit=limit,
             raised_format=self.scheme.raised.value,
         )
-        names = tuple(r.tensor for r in raised)
-        if names:
-            # With the worst tensors out of the way another calibrator may be best.
-            self.ranges = self._choose_calibrator(names)
+        # With the worst tensors out of the way another calibrator may be best.
+        self.ranges = self._choose_calibrator(tuple(r.tensor for r in raised))
         return raised
 
     def _actions(self, raised: Sequence[Raised]) -> dict[str, str]:
@@ -265,6 +306,31 @@ class _Line:
 
     def _clock(self, part: str) -> _Clock:
         return _Clock(self.seconds, part)
+
+
+class Spread:
+    """Keeps a few samples of a stream, evenly spread over it, however long it turns out to be.
+
+    Folders are often sorted by class or by person: the first samples say little about the others.
+    """
+
+    def __init__(self, count: int, total: int | None) -> None:
+        self.count = count
+        self.step = max(1, (total or 0) // count)
+        self._kept: list[Mapping[str, Array]] = []
+
+    @property
+    def kept(self) -> list[Mapping[str, Array]]:
+        return self._kept[:: -(-len(self._kept) // self.count) or 1]
+
+    def watch(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+        for index, feed in enumerate(feeds):
+            if index % self.step == 0:
+                self._kept.append(feed)
+                if len(self._kept) == 2 * self.count:
+                    self._kept = self._kept[::2]
+                    self.step *= 2
+            yield feed
 
 
 class _Clock:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edgekit.graph import Graph
 from edgekit.quantize.calibrators import Calibrator, Range, choose_range
 from edgekit.quantize.observe import Calibration, silu, silu_inputs
-from edgekit.quantize.plan import Plan
+from edgekit.quantize.plan import Plan, moved_inputs
 from edgekit.quantize.qparams import QParams, activation_params
 from edgekit.quantize.scheme import Scheme
 
@@ -23,12 +23,14 @@ class RangeOptions:
         tails: True chooses the range of a SiLU's input by what is left after the SiLU, which flattens everything far
             below zero: the tail need not be resolved.
         inputs: Ranges of graph inputs that are known from the preprocessing.
+        chosen: Ranges of single tensors that were found by measuring.
     """
 
     calibrator: Calibrator = Calibrator.MSE
     percentile: float = 99.99
     tails: bool = True
     inputs: Mapping[str, Range] = field(default_factory=dict)
+    chosen: Mapping[str, Range] = field(default_factory=dict)
 
 
 def fixed_ranges(graph: Graph, scheme: Scheme, plan: Plan) -> dict[str, Range]:
@@ -46,15 +48,18 @@ def choose_params(
 ) -> dict[str, QParams]:
     """Parameters of every tensor in ``plan.tensors``; the members of a same-scale group get the same."""
     fixed = fixed_ranges(graph, scheme, plan)
+    moved = moved_inputs(graph, scheme)
     gated = frozenset(silu_inputs(graph).values()) if options.tails else frozenset()
     levels = 2**scheme.activation.bits
     own: dict[str, Range] = {}
     for tensor in plan.sources:
         histogram = calibration.histograms.get(tensor)
-        if tensor in options.inputs:
-            own[tensor] = options.inputs[tensor]
+        if moved.get(tensor) in options.inputs:
+            own[tensor] = options.inputs[moved[tensor]]
         elif tensor in fixed:
             own[tensor] = fixed[tensor]
+        elif tensor in options.chosen:
+            own[tensor] = options.chosen[tensor]
         elif histogram is not None and tensor in gated:
             own[tensor] = choose_range(histogram, Calibrator.MSE, levels=levels, function=silu)
         elif histogram is not None:

@@ -117,6 +117,11 @@ def title(report: dict[str, Any]) -> str:
     return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
+_TASK_LABELS = {
+    "cosine": "Cosine to float, mean of samples",
+    "sqnr_db": "Signal to noise",
+    "top1": "Same largest score",
+}
 _BUDGET_NAMES = {"latency_ms": "Latency", "size_mb": "Size", "max_drop": "Loss of the metric"}
 
 
@@ -134,7 +139,9 @@ def _task_rows(target: dict[str, Any]) -> Iterator[Row]:
     primary = primary_metric(target)
     names = sorted(dict.fromkeys([*before, *after]), key=lambda name: name != primary)
     for name in names:
-        float_, int8 = figure(before.get(name), name), figure(after.get(name), name)
+        float_, int8 = (
+            figure(scores.get(name), "" if name in _TASK_LABELS else name) for scores in (before, after)
+        )
         change, tone = "", ""
         difference = _difference(float_, int8)
         if difference is None and float_ is not None and int8 is not None:
@@ -142,7 +149,7 @@ def _task_rows(target: dict[str, Any]) -> Iterator[Row]:
         elif difference is not None:
             change = signed(difference)
             tone = "bad" if _loss_share(difference, float_) > NOTABLE_LOSS else ""
-        yield Row(name, float_, int8, change, tone, detail=name != primary)
+        yield Row(_TASK_LABELS.get(name, name), float_, int8, change, tone, detail=name != primary)
 
 
 def _latency_rows(target: dict[str, Any]) -> Iterator[Row]:
@@ -153,6 +160,10 @@ def _latency_rows(target: dict[str, Any]) -> Iterator[Row]:
     slow_before, slow_after = spread_figure(before, "p95"), spread_figure(after, "p95")
     change, tone = _ratio(slow_before, slow_after, "faster", "slower")
     yield Row("95th percentile", slow_before, slow_after, change, tone, detail=True)
+    single = table(target.get("latency_1t"))
+    before, after = single.get("float"), single.get("int8")
+    change, tone = _ratio(figure(before, "ms"), figure(after, "ms"), "faster", "slower")
+    yield Row("1 thread, median", figure(before, "ms"), figure(after, "ms"), change, tone, detail=True)
 
 
 def _size_rows(target: dict[str, Any]) -> Iterator[Row]:
@@ -244,6 +255,11 @@ def _verdict(target: dict[str, Any]) -> Verdict:
         clauses.append(kept if moved == "±0" else f"{_moves(difference)} {moved} {metric.label}")
         if metric.tone == "bad":
             tone = "bad" if _loss_share(difference, metric.float_) > SEVERE_LOSS else "warn"
+    elif primary_metric(target) == "cosine" and metric is not None and metric.int8 is not None:
+        clauses.append(f"follows float with a cosine of {metric.int8.text}")
+        lost = 1.0 - (metric.int8.value or 0.0)
+        if lost > NOTABLE_LOSS:
+            tone = "bad" if lost > SEVERE_LOSS else "warn"
     return Verdict(name, f"Int8 {_joined(clauses) or 'was made; nothing was measured'}.", tone)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,9 +55,15 @@ class Strength:
     light: float = 0.15
 
 
-def _draw(
-    task: tuple[str, int, int, int],
-) -> tuple[int, list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]:
+# What to draw: the images' file, the seed and a range of scenes. What comes back: the range's start, and the
+# boxes
+# and labels of each scene.
+Task = tuple[str, int, int, int]
+Drawn = tuple[int, list[npt.NDArray[np.float32]], list[npt.NDArray[np.int64]]]
+
+
+def _draw(task: Task) -> Drawn:
+    """Draws a range of scenes into the images' file."""
     path, seed, start, stop = task
     images = np.load(path, mmap_mode="r+")
     boxes, labels = [], []
@@ -78,6 +85,15 @@ def generator_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+def _drawn(tasks: list[Task], workers: int) -> Iterator[Drawn]:
+    """The tasks' results as they come, from other processes where there is more than one worker."""
+    if workers == 1:
+        yield from map(_draw, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap_unordered(_draw, tasks)
+
+
 def open_pool(folder: Path, count: int, seed: int, workers: int = 1) -> Pool:
     """The pool of ``count`` training scenes, drawn now unless the folder has it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +104,10 @@ def open_pool(folder: Path, count: int, seed: int, workers: int = 1) -> Pool:
         boxes = np.zeros((count, MOST, 4), np.float32)
         labels = np.full((count, MOST), -1, np.int64)
         tasks = [(str(images_file), seed, at, min(at + 100, count)) for at in range(0, count, 100)]
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for start, found, named in pool.imap_unordered(_draw, tasks):
-                for offset, (box, label) in enumerate(zip(found, named, strict=True)):
-                    boxes[start + offset, : len(box)] = box
-                    labels[start + offset, : len(label)] = label
+        for start, found, named in _drawn(tasks, workers):
+            for offset, (box, label) in enumerate(zip(found, named, strict=True)):
+                boxes[start + offset, : len(box)] = box
+                labels[start + offset, : len(label)] = label
         # Written last and whole: its presence says that the pool is complete.
         partial = truth_file.with_suffix(".part.npz")
         np.savez(partial, boxes=boxes, labels=labels)

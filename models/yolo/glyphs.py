@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ FONTS = (
     "font_source_serif_pro/files/SourceSerifPro-It.ttf",
     "font_fredoka_one/files/FredokaOne-Regular.ttf",
 )
+_NEEDED = "the YOLO model draws its own data; install 'edgekit[yolo]', or what is missing:"
 HELD_OUT = 0.2  # the share of handwritten scans, taken from the end, kept for validation
 
 
@@ -50,9 +52,7 @@ def _font_file(name: str) -> str:
     # Only located, not imported: these packages import the retired pkg_resources.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"the scene generator needs the font package {package!r}: pip install {package.replace('_', '-')}"
-        )
+        raise ModuleNotFoundError(f"{_NEEDED} {package.replace('_', '-')}")
     return str(Path(next(iter(spec.submodule_search_locations))) / inner)
 
 
@@ -98,11 +98,18 @@ def cropped(mask: Mask) -> Mask:
     return np.ascontiguousarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
+def datasets() -> Any:
+    """scikit-learn's data sets: the scans and the photos."""
+    try:
+        import sklearn.datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{_NEEDED} scikit-learn") from error
+    return sklearn.datasets
+
+
 @lru_cache(maxsize=1)
 def _scans() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = datasets().load_digits()
     return digits.images.astype(np.float32) / 16.0, digits.target.astype(np.int64)
 
 

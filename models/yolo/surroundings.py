@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from .glyphs import FONTS, Split, text_mask
+from .glyphs import FONTS, Split, datasets, text_mask
 from .props import WORDS, Colour, chance, choose, hsv, screw, shaded
 
 # Photos are cut at three quarters of their width: training sees the left part, validation the right one.
@@ -17,9 +17,8 @@ PHOTO_BORDER = 0.75
 
 @lru_cache(maxsize=1)
 def _photos() -> tuple[Image.Image, ...]:
-    from sklearn.datasets import load_sample_image
-
-    return tuple(Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg"))
+    load = datasets().load_sample_image
+    return tuple(Image.fromarray(load(name)) for name in ("china.jpg", "flower.jpg"))
 
 
 def photo_region(split: Split, photo: int) -> tuple[int, int, int, int]:

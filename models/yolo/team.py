@@ -60,13 +60,13 @@ class Team:
         gradients: list[list[Tensor]] = []
         for member in self.copies:
             gradients.append([_gradient(p) for p in member.parameters()])
-        for parameter, several in zip(self.model.parameters(), zip(*gradients, strict=True), strict=True):
+        for parameter, *several in zip(self.model.parameters(), *gradients, strict=True):
             parameter.grad = torch.stack(several).mean(dim=0)
-        for buffer, *several in zip(self.model.buffers(), *(m.buffers() for m in self.copies), strict=True):
+        for buffer, *theirs in zip(self.model.buffers(), *(m.buffers() for m in self.copies), strict=True):
             if buffer.is_floating_point():
-                buffer.copy_(torch.stack(several).mean(dim=0))
-            else:
-                buffer.copy_(several[0])
+                buffer.copy_(torch.stack(theirs).mean(dim=0))
+            else:  # how many batches batch norm has seen
+                buffer.copy_(theirs[0])
 
     def gradients(
         self, pool: Pool, rngs: list[np.random.Generator], shares: list[Indices], how: Strength

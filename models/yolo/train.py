@@ -47,8 +47,8 @@ class Plan:
     augmentation. shards: threads that each take a share of a batch; batch norm sees a share at a time.
     """
 
-    epochs: int = 12
-    images: int = 8000
+    epochs: int = 8
+    images: int = 10000
     batch: int = 16
     rate: float = 2e-3
     decay: float = 0.02
@@ -200,6 +200,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
     partial = path.with_suffix(".part")
     save_file(state, partial)
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
     partial.replace(path)
 
 
@@ -236,7 +237,7 @@ def write_score(run: Run, folder: Path) -> None:
 
 
 def _arguments(words: list[str]) -> argparse.Namespace:
-    plan, here = Plan(), Path(__file__).parent
+    plan = Plan()
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Trains or scores the detector.")
     parser.add_argument("--evaluate", action="store_true", help="score the committed weights and stop")
     parser.add_argument("--epochs", type=int, default=plan.epochs)
@@ -244,7 +245,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=plan.batch)
     parser.add_argument("--rate", type=float, default=plan.rate, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--out", type=Path, default=here, help="folder for the checkpoint, weights and score")
+    parser.add_argument("--out", type=Path, default=Path("build/yolo"), help="for checkpoint, weights, score")
     cache = Path.home() / ".cache/edgekit/yolo"
     parser.add_argument("--cache", type=Path, default=cache, help="folder for the pool")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")

@@ -74,6 +74,7 @@ def test_a_rearranged_weight_keeps_its_name(make_graph: Callable[..., Any], weig
     assert np.array_equal(_held(folded.values()["w"]), w.T)
     assert folded.history[-1].details["rearranged_weights"] == {"w": "Transpose[1, 0]"}
     assert np.array_equal(_held(graph.values()["w"]), w)
+    assert graph.values()["w"].const_value.name == "w", "the tensor is shared with whoever made the graph"
     assert max_difference(graph, folded) == 0
 
 
@@ -182,3 +183,13 @@ def test_a_constant_output_stays_a_node(make_graph: Callable[..., Any]) -> None:
     folded = fold_constants(graph)
     assert sorted(_ops(folded)) == ["Constant", "Relu"]
     assert max_difference(graph, folded) == 0
+
+
+def test_a_constant_that_cannot_be_computed_is_told(make_graph: Callable[..., Any]) -> None:
+    graph = make_graph(
+        'g (float[2] x) => (float[2] y) { [s] s = Constant<value_string="a">() t = Identity(s) y = Relu(x) }'
+    )
+    folded = fold_constants(graph)
+    assert [(r.where, r.reason) for r in folded.history[-1].refused] == [
+        ("s", "it cannot be computed in advance")
+    ]

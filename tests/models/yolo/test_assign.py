@@ -85,5 +85,5 @@ def test_a_cell_goes_to_the_truth_it_overlaps_most() -> None:
     boxes = torch.tensor([[[16.0, 16, 48, 48], [16, 16, 56, 56]]])
     truth = Truth(boxes, torch.tensor([[1, 2]]), torch.tensor([[True, True]]))
     guess = torch.tensor([16.0, 16, 56, 56]).expand(1, len(centres), 4)
-    found = assign(torch.full((1, len(centres), 10), 0.5), guess, centres, truth)
+    found = assign(torch.full((1, len(centres), 10), 0.5), guess, centres, truth, Assigner(top=100))
     assert (found.truth[found.positive] == 1).all()

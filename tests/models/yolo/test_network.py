@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgekit.models import yolo
-from edgekit.models.yolo import data
+from edgekit.models.yolo import card, data
 from edgekit.models.yolo.architecture import Architecture, Detector
 from edgekit.models.yolo.evaluate import Decoding, coco_score, detections, evaluate, torch_runner
 from edgekit.models.yolo.glyphs import Split
@@ -121,3 +121,15 @@ def test_the_committed_weights_read_digits(model: nn.Module) -> None:
     score = evaluate(torch_runner(model), 24, data.VALIDATION_SEED)
     assert score.map50 > 0.85
     assert score.map50_95 > 0.5
+
+
+def test_the_readme_shows_the_measured_score() -> None:
+    text = (FOLDER / "README.md").read_text()
+    score = json.loads((FOLDER / "score.json").read_text())
+    assert card.with_section(text, score) == text
+    assert f"{score['map50']:.3f}" in text
+
+
+def test_a_readme_without_a_place_for_the_score_is_refused() -> None:
+    with pytest.raises(ValueError, match="no section"):
+        card.with_section("# nothing", {})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgekit.models.yolo import data, displays, labels, scenes
+from edgekit.models.yolo import data, displays, glyphs, labels, scenes
 from edgekit.models.yolo.glyphs import (
     FONTS,
     SegmentStyle,
@@ -20,7 +22,7 @@ from edgekit.models.yolo.glyphs import (
     segments_of,
     seven_segment,
 )
-from edgekit.models.yolo.props import Prop, placed
+from edgekit.models.yolo.props import Maker, Prop, placed
 from edgekit.models.yolo.surroundings import photo_region
 
 
@@ -44,7 +46,7 @@ def test_every_argument_matters(split: Split, index: int, seed: int) -> None:
 
 @pytest.mark.parametrize("split", list(Split))
 def test_scenes_keep_their_promises(split: Split) -> None:
-    for scene in scenes.scenes(split, 20, 5):
+    for scene in scenes.scenes(split, 12, 5):
         assert scene.image.shape == (scenes.SIZE, scenes.SIZE, 3)
         assert scene.image.dtype == np.uint8
         assert scenes.FEWEST <= len(scene.labels) <= scenes.MOST
@@ -114,7 +116,7 @@ def test_handwriting_keeps_its_height() -> None:
     [displays.lcd, displays.led, displays.counter, displays.dial, labels.label, labels.number_plate,
      labels.sticker, labels.note, labels.painted],
 )  # fmt: skip
-def test_props_hold_their_digits(maker: scenes.Maker) -> None:
+def test_props_hold_their_digits(maker: Maker) -> None:
     prop = maker(np.random.default_rng(1), (0, 5, 9), 60, Split.TRAIN)
     assert sorted(ink.label for ink in prop.inks) == [0, 5, 9]
     for ink in prop.inks:
@@ -150,3 +152,17 @@ def test_hooks_stream_images_that_match_their_annotations() -> None:
     next(stream)
     assert np.array_equal(next(stream), second.image)
     assert next(data.calibration()).shape == (256, 256, 3)
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"edgekit\[yolo\].*scikit-learn"):
+        glyphs.datasets()
+    with pytest.raises(ModuleNotFoundError, match=r"edgekit\[yolo\].*font-of-nobody"):
+        glyphs._font_file("font_of_nobody/files/None.ttf")
+
+
+def test_a_recipe_can_list_the_model_without_loading_torch() -> None:
+    code = "import sys, edgekit.models.yolo, edgekit.models.yolo.data; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,282 @@
+"""The functions of ``import edgekit``: the command line's commands as Python calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import UsageError
+from edgekit.progress import Reporter
+
+if TYPE_CHECKING:
+    from edgekit.graph import Graph
+    from edgekit.measure.latency import LatencyResult
+    from edgekit.pipeline.job import Job, PreprocessLike
+    from edgekit.pipeline.line import Outcome
+    from edgekit.quantize.quantize import QuantizeResult
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load(source: str | Path, input_shapes: Shapes | None = None) -> Graph:
+    """Capture a network: ``.onnx``, ``.pt2`` or ``package.module:callable`` returning an ``nn.Module``.
+
+    Args:
+        source: The network.
+        input_shapes: Shapes of inputs that it leaves open, by name.
+
+    Raises:
+        UsageError: ``source`` or a shape has a wrong value.
+        ModelError: The network cannot be used.
+    """
+    from edgekit.capture import capture
+
+    return capture(str(source), input_shapes=input_shapes).graph
+
+
+def quantize(
+    graph: Graph,
+    data: Any,
+    target: str = "ort-cpu",
+    *,
+    preprocess: PreprocessLike = None,
+    limit: int | None = None,
+    threads: int = 0,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> QuantizeResult:
+    """Quantize a captured graph for a target.
+
+    Args:
+        graph: From :func:`load`; stays as it is.
+        data: Image folder, ``.npz`` file, callable or its name.
+        target: Whose number formats are used.
+        preprocess: How images become inputs; RGB / 255, letterboxed by default.
+        limit: Most samples.
+        threads: Samples that run at the same time; 0 is one per core.
+        reporter: Tells how far it is.
+        options: Fields of :class:`edgekit.quantize.quantize.Options`: ``calibrator``, ``max_raised`` …
+
+    Returns:
+        The quantized ``graph``, what was found and raised, and the outputs' signal-to-noise ratio ``db``.
+
+    Raises:
+        UsageError: The target does not quantize, or an option has a wrong value.
+        DataError: The samples cannot be used.
+        ModelError: The network takes values that are not finite.
+    """
+    from edgekit.data.samples import open_samples
+    from edgekit.pipeline.job import make_options, read_preprocess
+    from edgekit.pipeline.split import Watched
+    from edgekit.pipeline.steps import input_ranges
+    from edgekit.quantize.quantize import quantize as run_quantizer
+    from edgekit.registry import load_target
+
+    scheme = load_target(target).scheme
+    if scheme is None:
+        raise UsageError(f"'{target}' does not quantize: it runs float only", where="target")
+    chosen = make_options(**options)
+    how, _, _ = read_preprocess(preprocess, "given")
+    samples = open_samples(data, graph.inputs, how, limit=limit)
+    return run_quantizer(
+        graph,
+        scheme,
+        Watched(samples),
+        chosen,
+        input_ranges=input_ranges(graph.inputs, how, samples),
+        threads=threads,
+        total=samples.count,
+        progress=reporter.update if reporter is not None else None,
+    )
+
+
+def export(
+    model: str | Path,
+    data: str | Path,
+    target: str | Sequence[str] = "ort-cpu",
+    *,
+    out: str | Path,
+    recipe: str | Path | None = None,
+    preprocess: PreprocessLike = None,
+    input_shapes: Shapes | None = None,
+    limit: int | None = None,
+    runs: int = 100,
+    fresh: bool = False,
+    command: str = "edgekit.export",
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Outcome:
+    """Make a bundle from a model and samples.
+
+    Args:
+        model: ``.onnx``, ``.pt2`` or ``package.module:callable``.
+        data: Image folder, ``.npz`` file or ``package.module:callable``.
+        target: One target or several.
+        out: The bundle's folder.
+        recipe: Everything else comes from this recipe: task, budget, quantization, preprocessing.
+        preprocess: How images become inputs; the recipe's, else RGB / 255, letterboxed.
+        input_shapes: Shapes of inputs that the network leaves open.
+        limit: Most calibration samples.
+        runs: Timed calls.
+        fresh: Forget what earlier runs into ``out`` made.
+        command: For the report.
+        reporter: Tells how far it is.
+        options: Of the quantizer, see :func:`quantize`.
+
+    Raises:
+        EdgekitError: Anything that can go wrong; a bundle that was there before stays.
+    """
+    from edgekit.pipeline.job import Job, make_options, read_preprocess
+    from edgekit.pipeline.line import run_line
+
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    if recipe is not None:
+        job = _recipe_job(recipe, model, data, targets, runs, command)
+        job = replace(job, options=make_options(job.options, **options))
+        job = replace(job, limit=limit or job.limit, input_shapes=input_shapes or job.input_shapes)
+    else:
+        job = Job(
+            model=str(model),
+            data=str(data),
+            targets=targets,
+            options=make_options(**options),
+            limit=limit,
+            input_shapes=input_shapes or {},
+            runs=runs,
+            command=command,
+        )
+    if preprocess is not None or recipe is None:
+        how, note, assumed = read_preprocess(preprocess, "given with the command")
+        job = replace(job, preprocess=how, preprocess_note=note, assumed=assumed)
+    return run_line(job, Path(out), fresh=fresh, reporter=reporter)
+
+
+def run(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    targets: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    runs: int = 100,
+    fresh: bool = False,
+    command: str = "edgekit.run",
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Run a recipe.
+
+    Args:
+        recipe: The TOML file.
+        out: The bundle's folder; ``build/<name of the recipe>`` by default.
+        targets: In place of the recipe's.
+        overrides: ``section.key=value``.
+        runs: Timed calls.
+        fresh: Forget what earlier runs into ``out`` made.
+        command: For the report.
+        reporter: Tells how far it is.
+
+    Raises:
+        EdgekitError: Anything that can go wrong; a missed budget is no error, see ``Outcome.missed``.
+    """
+    from edgekit.pipeline.job import from_recipe
+    from edgekit.pipeline.line import run_line
+    from edgekit.recipe import load_recipe
+
+    extra = [f"deploy.targets={json.dumps(list(targets))}"] if targets else []
+    loaded = load_recipe(Path(recipe), [*overrides, *extra])
+    job = from_recipe(loaded, runs=runs, command=command)
+    return run_line(job, Path(out or default_out(recipe)), fresh=fresh, reporter=reporter)
+
+
+def default_out(recipe: str | Path) -> Path:
+    """``build/<name>``; a file called ``recipe.toml`` goes by its folder's name."""
+    path = Path(recipe).absolute()
+    return Path("build") / (path.parent.name if path.stem == "recipe" else path.stem)
+
+
+def bench(
+    what: str | Path,
+    against: str | Path | None = None,
+    *,
+    target: str | None = None,
+    threads: int = 0,
+    runs: int = 100,
+    reporter: Reporter | None = None,
+) -> LatencyResult:
+    """Time a bundle, float against int8, or a model; see :func:`edgekit.pipeline.check.bench`."""
+    from edgekit.pipeline import check
+
+    return check.bench(
+        str(what),
+        against=None if against is None else str(against),
+        target=target,
+        threads=threads,
+        runs=runs,
+        reporter=reporter,
+    )
+
+
+def parity(
+    bundle: str | Path,
+    data: Any = None,
+    *,
+    target: str | None = None,
+    layers: bool = False,
+    limit: int = 32,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compare a bundle's int8 with its float network, and replay its samples; see
+    :func:`edgekit.pipeline.check.parity`.
+    """
+    from edgekit.pipeline import check
+
+    return check.parity(bundle, data, target=target, layers=layers, limit=limit, reporter=reporter)
+
+
+def inspect(
+    model: str | Path,
+    target: str | None = None,
+    *,
+    data: Any = None,
+    preprocess: PreprocessLike = None,
+    input_shapes: Shapes | None = None,
+    limit: int | None = 32,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Describe a network; see :func:`edgekit.pipeline.check.inspect`."""
+    from edgekit.pipeline import check
+    from edgekit.pipeline.job import read_preprocess
+
+    how, _, _ = read_preprocess(preprocess, "given")
+    return check.inspect(
+        str(model),
+        input_shapes=input_shapes,
+        target=target,
+        data=data,
+        preprocess=how,
+        limit=limit,
+        reporter=reporter,
+    )
+
+
+def _recipe_job(
+    recipe: str | Path, model: str | Path, data: str | Path, targets: tuple[str, ...], runs: int, command: str
+) -> Job:
+    """The recipe's job with another model, other samples and other targets."""
+    from edgekit.objects import is_object_name
+    from edgekit.pipeline.job import from_recipe
+    from edgekit.recipe import load_recipe
+
+    def absolute(source: str | Path) -> str:
+        text = str(source)
+        return text if is_object_name(text) and not Path(text).exists() else str(Path(text).absolute())
+
+    values = {
+        "model.source": absolute(model),
+        "data.calibrate": absolute(data),
+        "deploy.targets": list(targets),
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return from_recipe(load_recipe(Path(recipe), overrides), runs=runs, command=command)

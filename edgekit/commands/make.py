@@ -1,0 +1,240 @@
+"""``run``, ``export`` and ``quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.commands.shell import (
+    Answer,
+    Biases,
+    CalibratorName,
+    Data,
+    Equalize,
+    Fresh,
+    InputShapes,
+    Limit,
+    MaxRaised,
+    Model,
+    Percentile,
+    PreprocessText,
+    Runs,
+    Shell,
+    TargetDb,
+    columns,
+    command,
+    read_shapes,
+)
+from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.pipeline.line import Outcome
+
+_RESUME = "The finished steps are kept: run the same command again to go on from there"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    command(app, "run", "A recipe, from the model to the measured bundle.")(run)
+    command(app, "export", "A model and samples to a bundle, no recipe needed.")(export)
+    command(app, "quantize", "A model and samples to one int8 .onnx file.")(quantize)
+
+
+def run(
+    shell: Shell,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")],
+    target: Annotated[
+        list[str] | None, typer.Option("--target", metavar="T", help="In place of the recipe's; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The bundle; build/<recipe's name> by default."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set a key of the recipe; repeatable.")
+    ] = None,
+    runs: Runs = 100,
+    fresh: Fresh = False,
+) -> Answer:
+    """Run a recipe: capture, quantize, compile, measure, report.
+
+    Each finished step is kept in .edgekit/ beside the bundle, and done again only when something it depends
+    on has changed: an interrupted run goes on where it stopped. The folder holds the captured and the
+    quantized network; it can be deleted at any time. Exit code 1 when a budget of the recipe is missed.
+    """
+    from edgekit import api
+
+    shell.on_interrupt = _RESUME
+    with shell.reporter() as reporter:
+        outcome = api.run(
+            recipe,
+            out,
+            targets=target or (),
+            overrides=set_ or (),
+            runs=runs,
+            fresh=fresh,
+            command=shell.command,
+            reporter=reporter,
+        )
+    return _answer(shell, outcome)
+
+
+def export(
+    shell: Shell,
+    model: Model,
+    data: Data,
+    target: Annotated[
+        list[str], typer.Option("--target", metavar="T", help="See edgekit targets; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The bundle's folder.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="Take task, budget and quantization from this recipe."),
+    ] = None,
+    preprocess: PreprocessText = None,
+    input_shape: InputShapes = None,
+    limit: Limit = None,
+    calibrator: CalibratorName = None,
+    percentile: Percentile = None,
+    max_raised: MaxRaised = None,
+    target_db: TargetDb = None,
+    equalize: Equalize = True,
+    correct_biases: Biases = True,
+    runs: Runs = 100,
+    fresh: Fresh = False,
+) -> Answer:
+    """Make a bundle from a model and samples; no recipe and no labels are needed.
+
+    Of 40 samples or more every fifth is held back from calibration, and float and int8 are compared on those.
+    Finished steps are kept in .edgekit/ beside the bundle, as with edgekit run.
+    """
+    from edgekit import api
+
+    shell.on_interrupt = _RESUME
+    with shell.reporter() as reporter:
+        outcome = api.export(
+            model,
+            data,
+            target,
+            out=out,
+            recipe=recipe,
+            preprocess=preprocess,
+            input_shapes=read_shapes(input_shape),
+            limit=limit,
+            runs=runs,
+            fresh=fresh,
+            command=shell.command,
+            reporter=reporter,
+            **_options(calibrator, percentile, max_raised, target_db, equalize, correct_biases),
+        )
+    return _answer(shell, outcome)
+
+
+def quantize(
+    shell: Shell,
+    model: Model,
+    data: Data,
+    target: Annotated[
+        str, typer.Option("--target", metavar="T", help="Whose number formats are used.")
+    ] = "ort-cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The .onnx file; <model>.int8.onnx by default."),
+    ] = None,
+    preprocess: PreprocessText = None,
+    input_shape: InputShapes = None,
+    limit: Limit = None,
+    calibrator: CalibratorName = None,
+    percentile: Percentile = None,
+    max_raised: MaxRaised = None,
+    target_db: TargetDb = None,
+    equalize: Equalize = True,
+    correct_biases: Biases = True,
+) -> Answer:
+    """Calibrate and quantize a model to one .onnx file; nothing is measured but the outputs' error."""
+    from edgekit import api
+    from edgekit.bundle import check_file_out
+    from edgekit.pipeline.job import make_options, read_preprocess
+    from edgekit.pipeline.state import plain
+    from edgekit.pipeline.steps import quantization_json
+    from edgekit.registry import load_target
+
+    path = out or Path(f"{Path(model.rpartition(':')[2]).stem}.int8.onnx")
+    check_file_out(path)
+    chosen = load_target(target)
+    if chosen.scheme is None:
+        raise UsageError(f"'{target}' does not quantize: it runs float only", where="--target")
+    options = _options(calibrator, percentile, max_raised, target_db, equalize, correct_biases)
+    how, note, assumed = read_preprocess(preprocess, "given with the command")
+    with shell.reporter() as reporter:
+        if assumed:
+            reporter.note(f"Preprocessing {note}")
+        reporter.step("capture")
+        graph = api.load(model, read_shapes(input_shape))
+        reporter.step("quantize")
+        result = api.quantize(graph, data, target, preprocess=how, limit=limit, reporter=reporter, **options)
+    size = chosen.lower(result.graph).save(path)
+    details = quantization_json(result, make_options(**options), chosen.scheme)
+    details["history"] = details["history"][len(graph.history) :]
+    document = {"out": str(path), "size_bytes": size, "preprocess_note": note, **details}
+    return Answer(plain(document), _quantize_text(document))
+
+
+def _options(
+    calibrator: str | None,
+    percentile: float | None,
+    max_raised: int | None,
+    target_db: float | None,
+    equalize: bool,
+    correct_biases: bool,
+) -> dict[str, Any]:
+    """Options of the quantizer that the user gave; the others stay as they are."""
+    given: dict[str, Any] = {
+        "calibrator": calibrator,
+        "percentile": percentile,
+        "max_raised": max_raised,
+        "target_db": target_db,
+    }
+    # The switches are on by default; a recipe that turns one off is not overruled by its absence here.
+    if not equalize:
+        given["equalize"] = False
+    if not correct_biases:
+        given["correct_biases"] = False
+    return given
+
+
+def _answer(shell: Shell, outcome: Outcome) -> Answer:
+    from edgekit.report.terminal import summary
+
+    document = {
+        "bundle": str(outcome.bundle),
+        "ok": not outcome.missed,
+        "missed": list(outcome.missed),
+        "report": outcome.report,
+    }
+    text = summary(outcome.report, report_path=outcome.bundle / "report.html", colour=shell.colour)
+    return Answer(document, text, 1 if outcome.missed else 0)
+
+
+def _quantize_text(document: dict[str, Any]) -> str:
+    db = document["db"]
+    quality = "exact" if db is None else f"{db:.1f} dB"
+    lines = [
+        f"{document['out']}: {document['size_bytes'] / 1e6:.2f} MB",
+        f"{document['tensors_8bit']} tensors in 8 bits, ranges by {document['calibrator']}; "
+        f"signal to noise of the outputs {quality}, measured on calibration samples",
+    ]
+    tried = [
+        (rung["label"], "" if rung["db"] is None else f"{rung['db']:.1f} dB") for rung in document["rungs"]
+    ]
+    lines += ["", "Tried", *columns(tried, right=(1,), indent="  ")]
+    if document["findings"]:
+        lines += ["", f"{len(document['findings'])} range clashes"]
+        for finding in document["findings"]:
+            lines += [f"- {finding['where']}: {finding['text']}", f"    {finding['action']}"]
+    if document["raised"]:
+        lines += ["", f"{len(document['raised'])} tensors in a wider format"]
+        lines += [f"- {item['tensor']} ({item['format']}): {item['reason']}" for item in document["raised"]]
+    return "\n".join(lines)

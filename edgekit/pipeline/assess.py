@@ -1,0 +1,231 @@
+"""The steps that look at the artifacts: placement, latency, parity, task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgekit.measure.decode import Detections
+from edgekit.pipeline.layers import without_rescaled
+from edgekit.pipeline.split import Watched
+from edgekit.pipeline.state import Product, listing
+from edgekit.pipeline.steps import (
+    COMPARED,
+    Context,
+    change_json,
+    comparison_samples,
+    data_json,
+    data_key,
+    full_name,
+    run_step,
+)
+
+if TYPE_CHECKING:
+    from edgekit.data.base import Sample
+    from edgekit.graph import Graph, TensorSpec
+    from edgekit.measure.detection import DetectionResult
+    from edgekit.session import Runner
+    from edgekit.target import Target
+
+#: Samples that layers are compared on.
+LAYER_SAMPLES = 4
+#: Images that detections are drawn on.
+OVERLAYS = 4
+
+
+def placement_step(context: Context, target: Target, compiled: Product) -> Product:
+    """Ask the runtime what it made of each artifact."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {kind: asdict(target.placement(path)) for kind, path in artifacts(compiled).items()}
+
+    return run_step(context, f"placement on {full_name(target)}", compiled.key, make, name="placement")
+
+
+def latency_step(
+    context: Context, target: Target, compiled: Product, inputs: tuple[TensorSpec, ...]
+) -> Product:
+    """Time the artifacts against each other; on one thread too where the profile uses several.
+
+    Raises:
+        ToolError: The measuring process failed.
+    """
+    from edgekit.measure.machine import machine
+
+    job = context.job
+    parts = [compiled.key, data_key(job), job.runs, asdict(target.profile), machine()]
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgekit.measure.latency import measure_latency
+
+        paths = artifacts(compiled)
+        if not runs_optimized(target, next(iter(paths.values()))):
+            return {
+                "unmeasured": "the target runs with its optimizations off, so that its speed means nothing"
+            }
+        feeds = next(iter(job.samples(inputs, limit=1))).feeds
+        profile = target.profile
+        found = measure_latency(
+            paths, feeds, runs=job.runs, profile=profile, progress=context.reporter.update
+        )
+        data: dict[str, Any] = {"latency": found.to_json()}
+        if found.threads != 1:
+            context.reporter.step(f"latency on {full_name(target)}, 1 thread")
+            single = measure_latency(
+                paths,
+                feeds,
+                threads=1,
+                runs=job.runs,
+                profile=profile,
+                memory=False,
+                progress=context.reporter.update,
+            )
+            data["latency_1t"] = single.to_json()
+        return data
+
+    return run_step(context, f"latency on {full_name(target)}", parts, make, name="latency")
+
+
+def parity_step(context: Context, target: Target, compiled: Product, graphs: Mapping[str, Graph]) -> Product:
+    """Compare the int8 network's outputs and layers with float's."""
+    job = context.job
+    inputs = graphs["float"].inputs
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgekit.measure.parity import compare_layers
+
+        samples, note = comparison_samples(job, inputs)
+        watched = Watched(samples)
+        found = compare_layers(
+            target.lower(graphs["float"]),
+            target.lower(graphs["int8"]),
+            watched(),
+            limit=COMPARED,
+            layer_limit=LAYER_SAMPLES,
+            progress=context.reporter.update,
+        )
+        history = [change_json(change) for change in graphs["int8"].history]
+        content = without_rescaled(found.to_json(), graphs["float"], history)
+        return {"parity": {**content, "method": "host", "note": note}, "data": data_json(watched)}
+
+    parts = [compiled.key, _evaluation_key(context)]
+    return run_step(context, f"parity on {full_name(target)}", parts, make, name="parity")
+
+
+def task_step(context: Context, target: Target, compiled: Product, inputs: tuple[TensorSpec, ...]) -> Product:
+    """Measure the task metric of every artifact."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        runners = {kind: target.open(path) for kind, path in artifacts(compiled).items()}
+        if context.job.evaluate.task == "detection":
+            return _detection(context, runners, inputs, folder)
+        return _outputs(context, runners, inputs)
+
+    parts = [compiled.key, full_name(target), _evaluation_key(context)]
+    title = f"{context.job.evaluate.task} on {full_name(target)}"
+    return run_step(context, title, parts, make, name="task")
+
+
+def artifacts(compiled: Product) -> dict[str, Path]:
+    """Files of the artifacts by kind, float first."""
+    return {kind: compiled.folder / entry["path"] for kind, entry in compiled.data["artifacts"].items()}
+
+
+def runs_optimized(target: Target, path: Path) -> bool:
+    """Whether the target runs an artifact as ONNX Runtime would by default, which is what is timed."""
+    import onnxruntime as ort
+
+    session = getattr(target.open(path), "session", None)
+    if session is None:
+        return False
+    level = session.get_session_options().graph_optimization_level
+    return bool(level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+
+def _evaluation_key(context: Context) -> list[Any]:
+    job, section = context.job, context.job.evaluate
+    sources = [
+        source for source in (section.images, section.annotations, section.decode) if source is not None
+    ]
+    listed = [listing(source, job.folder) for source in sources]
+    return [section.model_dump(mode="json"), listed, data_key(job)]
+
+
+def _outputs(
+    context: Context, runners: Mapping[str, Runner], inputs: tuple[TensorSpec, ...]
+) -> dict[str, Any]:
+    from edgekit.measure.outputs import compare_outputs
+
+    if "int8" not in runners:
+        return {}
+    samples, note = comparison_samples(context.job, inputs)
+    found = compare_outputs(runners["float"], runners["int8"], samples, progress=context.reporter.update)
+    figures = {name: figure.to_json() for name, figure in found.measurements().items()}
+    task = {
+        "name": "outputs",
+        "images": found.samples,
+        "int8": figures,
+        "outputs": [asdict(entry) for entry in found.outputs],
+        "note": "; ".join(filter(None, (note, *found.notes))),
+    }
+    skipped = [{"name": item.name, "reason": item.reason} for item in samples.skipped]
+    return {"task": task, "skipped": skipped}
+
+
+def _detection(
+    context: Context, runners: Mapping[str, Runner], inputs: tuple[TensorSpec, ...], folder: Path
+) -> dict[str, Any]:
+    from edgekit.measure.decode import decoder
+    from edgekit.measure.detection import evaluate_detection
+
+    job, section = context.job, context.job.evaluate
+    decode = decoder(str(section.decode), folder=job.folder)
+    task: dict[str, Any] = {"name": "detection"}
+    results: dict[str, DetectionResult] = {}
+    skipped: list[dict[str, str]] = []
+    for kind, runner in runners.items():
+        context.reporter.step(f"detection, {kind}")
+        samples = job.samples(inputs, section.images, section.limit)
+        found = evaluate_detection(
+            runner,
+            samples,
+            str(section.annotations),
+            decode,
+            progress=context.reporter.update,
+            keep=OVERLAYS,
+            folder=job.folder,
+        )
+        results[kind] = found
+        task[kind] = {name: figure.to_json() for name, figure in found.measurements().items()}
+        task["images"] = found.images
+        task["note"] = "; ".join(found.notes)
+        task.setdefault("per_class", {})[kind] = found.per_class
+        skipped = [{"name": item.name, "reason": item.reason} for item in samples.skipped]
+    first = next(iter(results.values()))
+    return {
+        "task": task,
+        "skipped": skipped,
+        "unannotated": list(first.unannotated),
+        "classes": list(first.names),
+        "overlays": _draw(results, first.names, folder),
+    }
+
+
+def _draw(results: Mapping[str, DetectionResult], names: Sequence[str], folder: Path) -> list[dict[str, str]]:
+    """Pictures of what each network found; empty where the samples are no images."""
+    from edgekit.measure.overlay import draw_detections, save_png
+
+    found = []
+    kept: dict[str, tuple[tuple[Sample, Detections], ...]] = {kind: r.kept for kind, r in results.items()}
+    for index, (sample, _) in enumerate(next(iter(kept.values()))):
+        if sample.image is None:
+            continue
+        entry = {"name": sample.name}
+        stem = f"{index}-{PurePosixPath(sample.name).stem}"
+        for kind, pairs in kept.items():
+            entry[kind] = f"{stem}-{kind}.png"
+            save_png(draw_detections(sample.image, pairs[index][1], names), folder / entry[kind])
+        found.append(entry)
+    return found

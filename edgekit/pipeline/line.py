@@ -1,0 +1,258 @@
+"""The whole line, from a job to a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import edgekit
+from edgekit.bundle import (
+    ArtifactEntry,
+    DecoderEntry,
+    Manifest,
+    ModelEntry,
+    Provenance,
+    SampleEntry,
+    check_out,
+    describe_artifact,
+    folder_name,
+    write_manifest,
+)
+from edgekit.errors import UsageError
+from edgekit.files import whole_folder
+from edgekit.pipeline.assess import artifacts, latency_step, parity_step, placement_step, task_step
+from edgekit.pipeline.job import Job
+from edgekit.pipeline.report_json import TargetProducts, build_report, drop
+from edgekit.pipeline.state import Store
+from edgekit.pipeline.steps import (
+    Context,
+    Network,
+    capture_step,
+    check_samples,
+    check_task,
+    comparison_samples,
+    compile_step,
+    data_key,
+    full_name,
+    quantize_step,
+)
+from edgekit.progress import Reporter
+from edgekit.registry import load_target
+from edgekit.report.html import render
+
+if TYPE_CHECKING:
+    from edgekit.graph import Graph
+    from edgekit.target import Target
+
+#: Samples stored in a bundle with the outputs they give.
+STORED = 2
+#: Further tries, and what each adds to ``target_db``, while the task metric loses more than ``max_drop``.
+TRIES, MORE_DB = 2, 6.0
+_PACKAGES = ("onnxruntime", "onnx", "onnx-ir", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made.
+
+    Attributes:
+        bundle: The bundle's folder.
+        report: The report, as in ``report.json``.
+    """
+
+    bundle: Path
+    report: dict[str, Any]
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Names of the budgets that were missed."""
+        return tuple(line["name"] for line in self.report["budget"] if not line["ok"])
+
+
+def state_folder(out: Path) -> Path:
+    """Where the products of a run into ``out`` are kept: beside it, in ``.edgekit``."""
+    out = out.absolute()
+    return out.parent / ".edgekit" / out.name
+
+
+def run_line(job: Job, out: Path, *, fresh: bool = False, reporter: Reporter | None = None) -> Outcome:
+    """Run the line and write the bundle; steps that an earlier run finished are not done again.
+
+    Args:
+        job: What is asked for.
+        out: The bundle's folder; an earlier bundle there is replaced at the very end.
+        fresh: Forget what earlier runs made.
+        reporter: Tells the user.
+
+    Raises:
+        EdgekitError: Anything that can go wrong; no bundle is left half-made.
+    """
+    check_out(out)
+    targets = _targets(job)
+    context = Context(job, Store(state_folder(out), fresh=fresh), reporter or Reporter())
+    if job.assumed:
+        context.reporter.note(f"Preprocessing {job.preprocess_note}")
+    check_task(job)
+    network = capture_step(context)
+    check_samples(job, network.graph.inputs)
+    made = [_line(context, network, target) for target in targets]
+    context.reporter.step("report")
+    report = build_report(context, network, made)
+    with whole_folder(out) as folder:
+        _write_bundle(folder, context, network, {target.name: target for target in made}, report)
+    context.store.prune()
+    context.reporter.close()
+    return Outcome(out, report)
+
+
+def _targets(job: Job) -> tuple[Target, ...]:
+    found = tuple(load_target(name) for name in job.targets)
+    names = [full_name(target) for target in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"the target {twice[0]} is named twice", where="targets")
+    if not found:
+        raise UsageError("no target is named", where="targets")
+    return found
+
+
+def _line(context: Context, network: Network, target: Target) -> TargetProducts:
+    name = full_name(target)
+    products = TargetProducts(name, target.title, folder_name(name), target.profile.host)
+    graphs = _graphs(context, network, target, products)
+    compiled = products.products["compile"]
+    products.products["placement"] = placement_step(context, target, compiled)
+    products.products["latency"] = latency_step(context, target, compiled, network.graph.inputs)
+    if "int8" in graphs:
+        products.products["parity"] = parity_step(context, target, compiled, graphs)
+    products.products["task"] = task_step(context, target, compiled, network.graph.inputs)
+    return products
+
+
+def _graphs(context: Context, network: Network, target: Target, products: TargetProducts) -> dict[str, Graph]:
+    """Quantize and compile; again with a higher aim while the task metric loses more than it may."""
+    job = context.job
+    graphs = {"float": network.graph}
+    if target.scheme is None or not job.quantize:
+        products.products["compile"] = compile_step(context, target, graphs)
+        return graphs
+    options = job.options
+    for attempt in range(TRIES + 1):
+        graph, quantized = quantize_step(context, network, target.scheme, options)
+        graphs["int8"] = graph
+        compiled = compile_step(context, target, graphs)
+        products.products.update({"quantize": quantized, "compile": compiled})
+        if job.max_drop is None:
+            break
+        task = task_step(context, target, compiled, network.graph.inputs)
+        lost = drop({"task": task.data.get("task")})
+        if lost is None or lost <= job.max_drop:
+            break
+        text = f"int8 loses {lost:.4f}, more than quantize.max_drop = {job.max_drop:g}"
+        if attempt == TRIES or len(quantized.data["raised"]) >= quantized.data["raised_limit"]:
+            context.warn(f"{products.name}: {text}; all repairs are used up")
+            break
+        context.reporter.note(f"{text}: trying again")
+        options = replace(options, target_db=options.target_db + MORE_DB)
+    return graphs
+
+
+def _write_bundle(
+    folder: Path,
+    context: Context,
+    network: Network,
+    made: Mapping[str, TargetProducts],
+    report: dict[str, Any],
+) -> None:
+    details: dict[str, ArtifactEntry] = {}
+    paths: dict[str, dict[str, str]] = {}
+    for name, target in made.items():
+        (folder / target.folder).mkdir()
+        paths[name] = {}
+        for kind, file in artifacts(target.products["compile"]).items():
+            relative = f"{target.folder}/{file.name}"
+            shutil.copyfile(file, folder / relative)
+            paths[name][kind] = relative
+            details[relative] = describe_artifact(folder / relative, context.job.preprocess.layout)
+        _copy_overlays(folder, target)
+    manifest = Manifest(
+        model=ModelEntry(
+            name=_model_name(context.job.model), source=network.data["source"], sha256=network.data["sha256"]
+        ),
+        preprocess=context.job.preprocess.model_dump(mode="json"),
+        preprocess_note=context.job.preprocess_note,
+        artifacts=paths,
+        details=details,
+        decoder=_decoder(context.job, next(iter(made.values()))),
+        samples=_store_samples(folder, context, network, paths),
+        provenance=_provenance(context.job, report),
+    )
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render(report, folder), encoding="utf-8")
+    write_manifest(folder, manifest)
+
+
+def _copy_overlays(folder: Path, target: TargetProducts) -> None:
+    for item in target.data("task", "overlays", []):
+        (folder / "overlays").mkdir(exist_ok=True)
+        for kind, name in item.items():
+            if kind != "name":
+                source = target.products["task"].folder / name
+                shutil.copyfile(source, folder / "overlays" / f"{target.folder}-{name}")
+
+
+def _store_samples(
+    folder: Path, context: Context, network: Network, paths: Mapping[str, Mapping[str, str]]
+) -> tuple[SampleEntry, ...]:
+    """Write a few inputs with what every artifact makes of them."""
+    (folder / "samples").mkdir()
+    inputs = network.graph.inputs
+    samples, _ = comparison_samples(context.job, inputs)
+    runners = {
+        (name, kind): load_target(name).open(folder / path)
+        for name, kinds in paths.items()
+        for kind, path in kinds.items()
+    }
+    entries = []
+    for index, sample in enumerate(samples):
+        if index == STORED:
+            break
+        arrays = {f"input.{i}": sample.feeds[spec.name] for i, spec in enumerate(inputs)}
+        for (name, kind), runner in runners.items():
+            found = runner.run(sample.feeds)
+            for i, spec in enumerate(network.graph.outputs):
+                arrays[f"{folder_name(name)}.{kind}.{i}"] = found[spec.name]
+        path = f"samples/{index}.npz"
+        np.savez_compressed(folder / path, **arrays)  # type: ignore[arg-type]
+        entries.append(SampleEntry(name=sample.name, path=path))
+    return tuple(entries)
+
+
+def _decoder(job: Job, target: TargetProducts) -> DecoderEntry | None:
+    if job.evaluate.task != "detection" or job.evaluate.decode is None:
+        return None
+    return DecoderEntry(name=job.evaluate.decode, classes=tuple(target.data("task", "classes", [])))
+
+
+def _provenance(job: Job, report: dict[str, Any]) -> Provenance:
+    return Provenance(
+        edgekit=edgekit.__version__,
+        command=job.command,
+        created=report["created"],
+        versions={name: metadata.version(name) for name in _PACKAGES},
+        data_sha256=data_key(job),
+    )
+
+
+def _model_name(source: str) -> str:
+    if ":" in source and not Path(source).exists():
+        return source.partition(":")[0].rpartition(".")[2]
+    return Path(source).stem

@@ -1,0 +1,226 @@
+"""The report, schema 1, put together from the steps' products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import edgekit
+from edgekit.graph import TensorSpec
+from edgekit.measure.machine import machine
+from edgekit.pipeline.state import Product, plain
+from edgekit.pipeline.steps import UNSEEN, Context, Network
+from edgekit.recipe import BudgetSection
+from edgekit.report.summary import primary_metric
+from edgekit.stats import count
+
+#: Loss of a task metric (or of the cosine) that is pointed out.
+NOTABLE_DROP = 0.02
+
+
+@dataclass
+class TargetProducts:
+    """What the steps made for one target.
+
+    Attributes:
+        name: Target and profile.
+        title: What a person calls it.
+        folder: Its folder in the bundle.
+        host: Whether latency measured here is the profile's.
+        products: By step: ``compile``, ``placement``, ``quantize`` …
+    """
+
+    name: str
+    title: str
+    folder: str
+    host: bool
+    products: dict[str, Product] = field(default_factory=dict)
+
+    def data(self, step: str, key: str, default: Any = None) -> Any:
+        """One entry of a step's product; ``default`` where the step did not run."""
+        return self.products[step].data.get(key, default) if step in self.products else default
+
+
+def build_report(context: Context, network: Network, targets: list[TargetProducts]) -> dict[str, Any]:
+    """The whole report, JSON-ready; fills ``context.warnings`` on the way."""
+    job = context.job
+    data = _data(context, targets)
+    entries = [_target(target, network) for target in targets]
+    for target, entry in zip(targets, entries, strict=True):
+        _warn(context, target, entry, several=len(targets) > 1)
+    budget = _budget(context, job.budget, targets, entries)
+    return dict(
+        plain(
+            {
+                "schema": 1,
+                "edgekit": edgekit.__version__,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": job.command,
+                "machine": machine(),
+                "model": _model(network),
+                "data": data,
+                "targets": entries,
+                "warnings": context.warnings,
+                "budget": budget,
+            }
+        )
+    )
+
+
+def drop(entry: dict[str, Any]) -> float | None:
+    """Loss of the task metric in one target's report entry; of compared outputs, 1 minus the cosine."""
+    task = entry.get("task") or {}
+    name = primary_metric(entry)
+    after = (task.get("int8") or {}).get(name)
+    if name is None or after is None:
+        return None
+    if task.get("name") == "outputs":
+        return 1.0 - float(task["int8"]["cosine"]["value"])
+    before = (task.get("float") or {}).get(name)
+    return None if before is None else float(before["value"]) - float(after["value"])
+
+
+def _model(network: Network) -> dict[str, Any]:
+    stats = count(network.graph)
+    data = network.data
+    return {
+        "source": data["source"],
+        "sha256": data["sha256"],
+        "parameters": stats.parameters,
+        "macs": stats.macs,
+        "size_bytes": stats.size_bytes,
+        "opset": network.graph.model.opset_imports.get(""),
+        "inputs": [_spec(spec) for spec in network.graph.inputs],
+        "outputs": [_spec(spec) for spec in network.graph.outputs],
+        "capture": {"max_abs_difference": data["difference"], "changes": data["history"]},
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype)}
+
+
+def _data(context: Context, targets: list[TargetProducts]) -> dict[str, Any]:
+    job = context.job
+    if job.assumed:
+        context.warn(
+            f"Preprocessing was {job.preprocess_note}. Wrong preprocessing spoils int8 unseen: check it."
+        )
+    found: dict[str, Any] = {}
+    for target in targets:
+        found = target.data("quantize", "data") or target.data("parity", "data") or found
+    skipped = found.get("skipped", [])
+    if skipped:
+        names = ", ".join(item["name"] for item in skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        context.warn(f"{len(skipped)} samples could not be read and were skipped: {names}")
+    for note in found.get("notes", []):
+        context.warn(f"Calibration samples: {note}")
+    return {
+        "calibrate": job.data,
+        "count": found.get("count"),
+        "skipped": skipped,
+        "preprocess": job.preprocess.model_dump(mode="json"),
+        "preprocess_note": job.preprocess_note,
+    }
+
+
+def _target(target: TargetProducts, network: Network) -> dict[str, Any]:
+    entry: dict[str, Any] = {"target": target.name, "title": target.title}
+    entry["artifacts"] = {
+        kind: {**item, "path": f"{target.folder}/{item['path']}"}
+        for kind, item in target.data("compile", "artifacts", {}).items()
+    }
+    if "quantize" in target.products:
+        quantization = {k: v for k, v in target.products["quantize"].data.items() if k != "data"}
+        quantization["history"] = quantization["history"][len(network.data["history"]) :]
+        entry["quantization"] = quantization
+    if "placement" in target.products:
+        entry["placement"] = target.products["placement"].data
+    for step, key in (
+        ("latency", "latency"),
+        ("latency", "latency_1t"),
+        ("parity", "parity"),
+        ("task", "task"),
+    ):
+        if target.data(step, key):
+            entry[key] = target.data(step, key)
+    overlays = [
+        {"name": item["name"], **{k: f"overlays/{target.folder}-{v}" for k, v in item.items() if k != "name"}}
+        for item in target.data("task", "overlays", [])
+    ]
+    if overlays:
+        entry["overlays"] = overlays
+    return entry
+
+
+def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, several: bool) -> None:
+    def warn(text: str) -> None:
+        context.warn(f"{target.name}: {text}" if several else text)
+
+    unmeasured = target.data("latency", "unmeasured")
+    if unmeasured:
+        warn(f"Latency was not measured: {unmeasured}.")
+    for key in ("latency", "latency_1t"):
+        for note in (entry.get(key) or {}).get("notes", []):
+            warn(f"Latency{', 1 thread' if key.endswith('1t') else ''}: {note}")
+    speedup = (entry.get("latency") or {}).get("speedup")
+    if speedup is not None and speedup < 1 and target.host:
+        warn(f"Int8 is slower than float on this machine ({1 / speedup:.2f} times as long).")
+    for text in (entry.get("parity") or {}).get("warnings", []):
+        warn(f"Parity: {text}")
+    _warn_quantization(warn, entry.get("quantization"))
+    lost = drop(entry)
+    if lost is not None and lost > NOTABLE_DROP:
+        metric = "cosine of the outputs" if entry["task"]["name"] == "outputs" else primary_metric(entry)
+        warn(f"Int8 loses {lost:.3f} of the {metric}.")
+    skipped = target.data("task", "skipped", [])
+    if skipped:
+        warn(f"{len(skipped)} evaluation samples could not be read and were skipped: {skipped[0]['name']} …")
+    note = (entry.get("task") or {}).get("note")
+    if note and note != UNSEEN:
+        warn(f"Evaluation: {note}")
+
+
+def _warn_quantization(warn: Any, quantization: dict[str, Any] | None) -> None:
+    if quantization is None:
+        warn("Nothing was quantized: this target runs float only, or the recipe switches quantization off.")
+        return
+    db, wanted = quantization.get("db"), quantization["target_db"]
+    if db is not None and db < wanted:
+        warn(f"After all repairs the outputs are at {db:.1f} dB, below the {wanted:g} dB that were aimed at.")
+    limit, raised = quantization["raised_limit"], len(quantization["raised"])
+    if raised and raised >= limit:
+        warn(f"The limit of {limit} raised tensors was reached.")
+
+
+def _budget(
+    context: Context, limits: BudgetSection, targets: list[TargetProducts], entries: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One line for each limit: the worst target's value; None where a target has none, which is a miss."""
+    lines = []
+    for name, limit in limits.model_dump(exclude_none=True).items():
+        found = [(_budget_value(name, t, e), t.name) for t, e in zip(targets, entries, strict=True)]
+        lacking = [target for value, target in found if value is None]
+        if lacking:
+            context.warn(
+                f"Budget {name} cannot be checked on {', '.join(lacking)}: no such figure was measured."
+            )
+            lines.append({"name": name, "limit": limit, "value": None, "ok": False, "target": lacking[0]})
+            continue
+        value, target_name = max((value, target) for value, target in found if value is not None)
+        lines.append(
+            {"name": name, "limit": limit, "value": value, "ok": value <= limit, "target": target_name}
+        )
+    return lines
+
+
+def _budget_value(name: str, target: TargetProducts, entry: dict[str, Any]) -> float | None:
+    kind = "int8" if "int8" in entry["artifacts"] else "float"
+    if name == "size_mb":
+        return float(entry["artifacts"][kind]["size_bytes"]) / 1e6
+    if name == "latency_ms":
+        measured = (entry.get("latency") or {}).get(kind)
+        # On another machine than the profile's the figure says nothing about the budget.
+        return float(measured["value"]) if measured and target.host else None
+    return drop(entry) if kind == "int8" else 0.0
