@@ -10,7 +10,8 @@ In execution order, for each node:
 5. All inputs constant: computed by ONNX Runtime and replaced by an initializer. Where the node only
    rearranges one weight that nobody else uses (torch writes a Linear as Transpose + MatMul), the result keeps
    the weight's name.
-6. Anything else: its output types and shapes are inferred from its inputs.
+6. A sequence of parts of a tensor, picked at constant places: becomes Split (see ``split_sequences``).
+7. Anything else: its output types and shapes are inferred from its inputs.
 
 Left alone, with the reason: results that are graph outputs, random numbers, and results that would make the
 model more than :data:`GROWTH_LIMIT` bytes bigger (``Expand`` or ``Tile`` of a small constant).
@@ -29,6 +30,7 @@ from edgekit.errors import ModelError
 from edgekit.graph import Change, Graph, Refusal, array
 from edgekit.passes.edit import Names, add_constant, has_subgraph, is_constant, size_bytes, static_shape
 from edgekit.passes.infer_shapes import infer_node
+from edgekit.passes.split_sequences import Sequences
 
 #: Bytes by which folding may make the weights of a model bigger, in sum.
 GROWTH_LIMIT = 4 << 20
@@ -73,9 +75,12 @@ def fold_constants(graph: Graph, *, growth_limit: int = GROWTH_LIMIT) -> Graph:
     result = graph.copy()
     main = result.model.graph
     state = _Fold(main, result.model.opset_imports, growth_limit, Names(main))
+    sequences = Sequences(main, state.opsets[""], state.names)
     pending = deque(main)
     while pending:
         node = pending.popleft()
+        if sequences.rewrite(node):
+            continue
         branch = _constant_branch(node)
         if branch is not None:
             pending.extendleft(reversed(_inline(state, node, branch)))

@@ -102,6 +102,7 @@ def quantize(
     threads: int = 0,
     total: int | None = None,
     progress: Progress | None = None,
+    status: Callable[[str], None] | None = None,
 ) -> QuantizeResult:
     """Quantize a captured float graph.
 
@@ -114,12 +115,13 @@ def quantize(
         threads: Samples that run at the same time; 0 is one per core.
         total: Number of samples where it is known.
         progress: Called while calibrating.
+        status: Called with a line on every candidate that has been measured.
 
     Raises:
         DataError: There are no samples.
         ModelError: A tensor takes values that are not finite.
     """
-    line = _Line(graph, scheme, feeds, options or Options(), dict(input_ranges or {}), threads)
+    line = _Line(graph, scheme, feeds, options or Options(), dict(input_ranges or {}), threads, status)
     return line.run(total, progress)
 
 
@@ -131,6 +133,7 @@ class _Line:
     options: Options
     inputs: dict[str, Range]
     threads: int
+    status: Callable[[str], None] | None
     seconds: dict[str, float] = field(default_factory=dict)
     rungs: list[tuple[str, float]] = field(default_factory=list)
 
@@ -183,10 +186,10 @@ class _Line:
         full = insert_qdq(work, plan, params, self.scheme)
         before = self._last
         db = self.judge.score(full).db
-        self.rungs.append(("biases corrected for activations", db))
+        self._note("biases corrected for activations", db)
         if db >= before:
             return full
-        self.rungs.append(("biases corrected for weights only", before))
+        self._note("biases corrected for weights only", before)
         return plain
 
     @property
@@ -227,8 +230,13 @@ class _Line:
 
     def _try(self, label: str, raised: tuple[str, ...], ranges: RangeOptions) -> float:
         db = self.judge.score(self._build(raised, ranges)).db
-        self.rungs.append((label, db))
+        self._note(label, db)
         return db
+
+    def _note(self, label: str, db: float) -> None:
+        self.rungs.append((label, db))
+        if self.status is not None:
+            self.status(f"{label}: {db:.1f} dB")
 
     @property
     def _methods(self) -> tuple[Calibrator, ...]:
@@ -256,7 +264,7 @@ class _Line:
                 label = f"{method.value}, tails cut" if tails else method.value
                 found.append((self._try(label, raised, ranges), ranges))
         db, best = max(found, key=lambda pair: pair[0])
-        self.rungs.append((f"calibrator {best.calibrator.value}", db))
+        self._note(f"calibrator {best.calibrator.value}", db)
         return best
 
     def _equalize_silus(self, few: Sequence[Mapping[str, Array]], raised: tuple[str, ...]) -> None:
@@ -272,7 +280,7 @@ class _Line:
             self.ranges = replace(self.ranges, chosen=chosen)
             if self._try(f"equalize '{tensor}'", raised, self.ranges) < db + SILU_GAIN_DB:
                 self.work, self.plan, self.calibration, self.means, self.ranges = before
-                self.rungs.append((f"left '{tensor}' alone", db))
+                self._note(f"left '{tensor}' alone", db)
 
     def _raise(self) -> tuple[Raised, ...]:
         limit = self.scheme.max_raised if self.options.max_raised is None else self.options.max_raised

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgekit.errors import ModelError
 from edgekit.graph import Graph
 from edgekit.quantize.calibrators import Calibrator, Range, choose_range
+from edgekit.quantize.histogram import Histogram
 from edgekit.quantize.observe import Calibration, silu, silu_inputs
-from edgekit.quantize.plan import Plan, moved_inputs
+from edgekit.quantize.plan import Plan, inputs, moved_inputs
 from edgekit.quantize.qparams import QParams, activation_params
 from edgekit.quantize.scheme import Scheme
 
@@ -46,43 +48,54 @@ def fixed_ranges(graph: Graph, scheme: Scheme, plan: Plan) -> dict[str, Range]:
 def choose_params(
     graph: Graph, plan: Plan, scheme: Scheme, calibration: Calibration, options: RangeOptions
 ) -> dict[str, QParams]:
-    """Parameters of every tensor in ``plan.tensors``; the members of a same-scale group get the same."""
-    fixed = fixed_ranges(graph, scheme, plan)
-    moved = moved_inputs(graph, scheme)
-    gated = frozenset(silu_inputs(graph).values()) if options.tails else frozenset()
-    levels = 2**scheme.activation.bits
-    own: dict[str, Range] = {}
-    for tensor in plan.sources:
-        histogram = calibration.histograms.get(tensor)
-        if moved.get(tensor) in options.inputs:
-            own[tensor] = options.inputs[moved[tensor]]
-        elif tensor in fixed:
-            own[tensor] = fixed[tensor]
-        elif tensor in options.chosen:
-            own[tensor] = options.chosen[tensor]
-        elif histogram is not None and tensor in gated:
-            own[tensor] = choose_range(histogram, Calibrator.MSE, levels=levels, function=silu)
-        elif histogram is not None:
-            own[tensor] = choose_range(
-                histogram, options.calibrator, levels=levels, percentile=options.percentile
-            )
-    inherit_ranges(graph, plan, own)
+    """Parameters of every tensor in ``plan.tensors``; the members of a same-scale group get the same.
+
+    Raises:
+        ModelError: A tensor was not observed, and neither was what it is moved from.
+    """
+    chooser = _Chooser(graph, plan, scheme, calibration, options)
     ranges: dict[str, Range] = {}
-    for tensor, (low, high) in own.items():
-        group = plan.groups[tensor]
-        before = ranges.get(group, (low, high))
-        ranges[group] = (min(before[0], low), max(before[1], high))
+    for tensor in plan.sources:
+        low, high = chooser.range(tensor)
+        before = ranges.get(plan.groups[tensor], (low, high))
+        ranges[plan.groups[tensor]] = (min(before[0], low), max(before[1], high))
     return {t: activation_params(*ranges[plan.groups[t]], scheme.activation) for t in plan.tensors}
 
 
-def inherit_ranges(graph: Graph, plan: Plan, own: dict[str, Range]) -> None:
-    """Give the output of a Concat whose inputs are apart the range that holds them all."""
-    for node in graph.nodes:
-        output = str(node.outputs[0].name)
-        if node.op_type != "Concat" or output not in plan.groups or output in own:
-            continue
-        inputs = [str(v.name) for v in node.inputs if v is not None and str(v.name) in plan.groups]
-        apart = [t for t in inputs if plan.groups[t] != plan.groups[output]]
-        found = [own[m] for t in apart for m in plan.members(plan.groups[t]) if m in own]
-        if found:
-            own[output] = (min(r[0] for r in found), max(r[1] for r in found))
+class _Chooser:
+    def __init__(
+        self, graph: Graph, plan: Plan, scheme: Scheme, calibration: Calibration, options: RangeOptions
+    ) -> None:
+        self.producers = {str(v.name): node for node in graph.nodes for v in node.outputs}
+        self.scheme = scheme
+        self.histograms = calibration.histograms
+        self.options = options
+        self.fixed = fixed_ranges(graph, scheme, plan)
+        self.inputs = moved_inputs(graph, scheme)
+        self.gated = frozenset(silu_inputs(graph).values()) if options.tails else frozenset()
+
+    def range(self, tensor: str) -> Range:
+        """In the order of trust: known from the preprocessing, from the op, measured, seen, or where it comes from."""
+        known = self.options.inputs.get(self.inputs.get(tensor, ""))
+        if known is not None:
+            return known
+        if tensor in self.fixed:
+            return self.fixed[tensor]
+        if tensor in self.options.chosen:
+            return self.options.chosen[tensor]
+        if tensor in self.histograms:
+            return self._seen(self.histograms[tensor], tensor in self.gated)
+        producer = self.producers.get(tensor)
+        rule = self.scheme.ops.get(producer.op_type) if producer is not None else None
+        if producer is None or rule is None or not rule.moves:
+            raise ModelError("was not observed, so that it has no range", where=f"tensor '{tensor}'")
+        moved = [self.range(t) for t in inputs(producer)]
+        return min(low for low, _ in moved), max(high for _, high in moved)
+
+    def _seen(self, histogram: Histogram, gated: bool) -> Range:
+        levels = 2**self.scheme.activation.bits
+        if gated:
+            return choose_range(histogram, Calibrator.MSE, levels=levels, function=silu)
+        return choose_range(
+            histogram, self.options.calibrator, levels=levels, percentile=self.options.percentile
+        )

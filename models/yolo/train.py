@@ -221,8 +221,8 @@ def write_score(run: Run, folder: Path) -> None:
     """Writes score.json: what the weights in the folder score, and how they were made."""
     score = score_committed(folder / "weights.safetensors")
     record = {
-        "map50": round(score.map50, 4),
-        "map50_95": round(score.map50_95, 4),
+        "map50": round(score.map50, 5),
+        "map50_95": round(score.map50_95, 5),
         "images": VALIDATION_IMAGES,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "seeds": {"training": TRAINING_SEED, "validation": VALIDATION_SEED, "network": run.plan.seed},
