@@ -142,7 +142,7 @@ def add_to_biases(graph: Graph, shifts: Mapping[str, Array]) -> Graph:
             main.initializers.pop(str(old_value.name), None)
         label = f"{name(node)}.bias_corrected"
         tensor = ir.tensor(data, name=label)
-        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor)
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, value)

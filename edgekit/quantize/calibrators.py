@@ -167,4 +167,4 @@ def _merged(histogram: Histogram, bins: int) -> tuple[Array, Array]:
 
 def _slope(function: Function, x: Array) -> Array:
     step = 1e-3 * max(float(np.abs(x).max()), 1e-6)
-    return np.abs(function(x + step) - function(x - step)) / (2 * step)
+    return np.asarray(np.abs(function(x + step) - function(x - step)) / (2 * step))

@@ -153,7 +153,8 @@ def concat_offset(node: ir.Node, index: int) -> int | None:
     if any(s is None or len(s) < 3 for s in shapes) or node.attributes["axis"].as_int() not in (1, 1 - len(shapes[0] or ())):
         return None
     sizes = [s[1] for s in shapes[:index] if s is not None]
-    return sum(int(s) for s in sizes) if all(isinstance(s, int) for s in sizes) else None
+    known = [s for s in sizes if isinstance(s, int)]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _factors(pair: Pair, histograms: Mapping[str, Histogram]) -> Array:
@@ -230,6 +231,6 @@ def _set_constant(graph: Graph, node: ir.Node, index: int, data: Array) -> None:
 
 def _constant(graph: Graph, label: str, data: Array) -> ir.Value:
     tensor = ir.tensor(np.ascontiguousarray(data, np.float32), name=label)
-    value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor)
     graph.model.graph.register_initializer(value)
     return value

@@ -17,7 +17,7 @@ one thread each, which keeps the cores busier than many threads on one sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -28,7 +28,7 @@ from edgekit.errors import DataError, ModelError
 from edgekit.graph import Graph, array
 from edgekit.quantize.histogram import BINS, Array, Histogram
 from edgekit.quantize.probe import Probe, channel_axis
-from edgekit.session import open_runner, run_all
+from edgekit.session import Arrays, open_runner, run_all
 
 #: Values of one tensor that one sample adds to its histogram.
 VALUES = 512
@@ -82,11 +82,11 @@ def observe(
     silus = silu_inputs(graph)
     observed = tuple(dict.fromkeys(silus.get(t, t) for t in wanted))
     probe = _RangeProbe(graph, observed)
-    runner = open_runner(probe.model, threads=1)
     collector = _Collector(observed, probe)
     done = 0
-    for done, outputs in enumerate(run_all(runner, feeds, workers=threads), 1):  # noqa: B007
-        collector.add(outputs)
+    for done, outputs in enumerate(_outputs(probe, feeds, threads) if observed else feeds, 1):
+        if observed:
+            collector.add(outputs)
         if progress is not None:
             progress(done, total)
     if not done:
@@ -98,8 +98,12 @@ def observe(
     return Calibration({t: found[t] for t in dict.fromkeys((*wanted, *observed))}, done)
 
 
+def _outputs(probe: _RangeProbe, feeds: Iterable[Mapping[str, Array]], threads: int) -> Iterator[Arrays]:
+    return run_all(open_runner(probe.model, threads=1), feeds, workers=threads)
+
+
 def silu(x: Array) -> Array:
-    return x / (1.0 + np.exp(-np.clip(x, -80.0, 80.0)))
+    return np.asarray(x / (1.0 + np.exp(-np.clip(x, -80.0, 80.0))))
 
 
 def silu_inputs(graph: Graph) -> dict[str, str]:
@@ -198,7 +202,9 @@ class _Collector:
         self.take = np.concatenate(take) if take else np.zeros(0, np.int64)
         self.owner = np.concatenate(owner) if owner else np.zeros(0, np.int64)
         self.first = self.owner * BINS
-        self.low = self.high = self.minima = self.maxima = np.zeros(0)
+        self.low = self.high = np.zeros(0)
+        self.minima: Array = np.zeros(0, np.float32)
+        self.maxima: Array = np.zeros(0, np.float32)
         self.counts = np.zeros((len(tensors), BINS))
         self.buffer: list[Array] = []
 
@@ -208,16 +214,19 @@ class _Collector:
         if self.measured.any():
             minima[self.measured] = outputs[MIN]
         if not (np.isfinite(minima).all() and np.isfinite(maxima).all() and np.isfinite(sampled).all()):
-            raise ModelError("takes values that are not finite", where=f"tensor '{self._culprit(minima, maxima)}'")
+            culprit = self._culprit(minima, maxima, sampled)
+            raise ModelError("takes values that are not finite", where=f"tensor '{culprit}'")
         self.minima = np.minimum(self.minima, minima) if self.minima.size else minima
         self.maxima = np.maximum(self.maxima, maxima) if self.maxima.size else maxima
         self.buffer.append(sampled)
         if len(self.buffer) == BLOCK:
             self._count()
 
-    def _culprit(self, minima: Array, maxima: Array) -> str:
+    def _culprit(self, minima: Array, maxima: Array, sampled: Array) -> str:
+        """The first tensor, in the order in which they were asked for, with a value that is not finite."""
         bad = np.flatnonzero(~(np.isfinite(minima) & np.isfinite(maxima)))
-        return self.tensors[int(np.searchsorted(self.starts, bad[0], "right")) - 1] if len(bad) else self.tensors[0]
+        owners = [*(np.searchsorted(self.starts, bad, "right") - 1), *self.owner[~np.isfinite(sampled)]]
+        return self.tensors[int(min(owners))]
 
     def histograms(self) -> dict[str, Histogram]:
         self._count()

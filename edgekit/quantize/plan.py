@@ -4,7 +4,8 @@ A node runs on integers when
 
 1. the scheme has a rule for its op type and it computes in float32;
 2. it is not in the *tail*: the arithmetic between the last multiply-accumulate nodes and the graph's outputs. Its
-   results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing;
+   results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing. A node with at
+   most ``FEW_WEIGHTS`` weights is arithmetic too: a detector's expected value over box bins is written as a Conv;
 3. none of its activations has been raised above the scheme's activation format;
 4. it is not elementwise arithmetic among float neighbours, where conversions would cost more than they win;
 5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is, unless what it
@@ -21,8 +22,10 @@ import onnx_ir as ir
 from edgekit.graph import Graph, array
 from edgekit.quantize.scheme import Scheme
 
-#: Ops that multiply and accumulate; they carry a network's cost, and a tail never contains one.
+#: Ops that multiply and accumulate; they carry a network's cost.
 MAC_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+#: Weights up to which a node that multiplies and accumulates can belong to the tail.
+FEW_WEIGHTS = 64
 
 
 @dataclass(frozen=True)
@@ -224,11 +227,13 @@ def absorbed_activation(node: ir.Node, scheme: Scheme) -> ir.Node | None:
 
 
 def tail_nodes(nodes: list[ir.Node]) -> frozenset[str]:
-    """Names of the nodes whose results reach the graph's outputs through no multiply-accumulate node."""
+    """Names of the nodes whose results reach the graph's outputs through arithmetic alone."""
     tail: set[str] = set()
     for node in reversed(nodes):
         if node.op_type in MAC_OPS:
-            continue
+            weight = array(node.inputs[1])
+            if weight is None or weight.size > FEW_WEIGHTS:
+                continue
         if all(name(user) in tail for value in node.outputs for user in value.consumers()):
             tail.add(name(node))
     return frozenset(tail)

@@ -57,7 +57,12 @@ class Probe:
         if label not in self.main.initializers:
             tensor = ir.tensor(np.array(numbers, np.int64), name=label)
             self.main.register_initializer(
-                ir.Value(name=label, type=ir.TensorType(ir.DataType.INT64), shape=tensor.shape, const_value=tensor)
+                ir.Value(
+                    name=label,
+                    type=ir.TensorType(ir.DataType.INT64),
+                    shape=ir.Shape([len(numbers)]),
+                    const_value=tensor,
+                )
             )
         return self.main.initializers[label]
 

@@ -86,7 +86,8 @@ class _Writer:
             "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{tensor}_DequantizeLinear"
         )
         codes, real = quantize.outputs[0], dequantize.outputs[0]
-        codes.name, codes.shape, codes.type = f"{tensor}_quantized", value.shape, ir.TensorType(zero.dtype)
+        codes.name, codes.shape = f"{tensor}_quantized", value.shape
+        codes.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(self.params[tensor].format.value)))
         real.name, real.shape, real.type = f"{tensor}_dequantized", value.shape, value.type
         if producer is None:
             first = min((u.node for u in uses), key=self.main.index)
@@ -170,7 +171,7 @@ class _Writer:
         if label in self.main.initializers:
             return self.main.initializers[label]
         tensor = ir.tensor(data, name=label)
-        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor)
         self.main.register_initializer(value)
         return value
 

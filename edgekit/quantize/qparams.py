@@ -80,7 +80,7 @@ def weight_scales(weight: Array, axis: int | None, fmt: Format, *, bias_floor: A
     if bias_floor is not None:
         scales = np.maximum(scales, bias_floor)
     scales = scales.astype(np.float32)
-    return scales if axis is not None else scales[0]
+    return np.asarray(scales if axis is not None else scales[0])
 
 
 def weight_codes(weight: Array, scales: Array, axis: int | None, fmt: Format) -> Array:

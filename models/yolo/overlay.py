@@ -85,7 +85,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=here / "docs" / "detections.jpg")
     chosen = parser.parse_args(words)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(chosen.scenes, chosen.columns).save(chosen.out, quality=80, optimize=True)
+    sheet(chosen.scenes, chosen.columns).save(chosen.out, quality=75, optimize=True)
 
 
 if __name__ == "__main__":

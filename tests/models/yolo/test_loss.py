@@ -71,10 +71,10 @@ def test_a_tiny_network_learns_two_images_by_heart(pool: Pool, tiny: Architectur
     model = Detector(tiny)
     optimizer = torch.optim.AdamW(model.parameters(), 6e-3)
     history = []
-    for _ in range(60):
+    for _ in range(40):
         found = losses(model.head, model.raw(images), truth)
         optimizer.zero_grad()
         found.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         history.append(found.total.item())
-    assert history[-1] < 0.25 * history[0]
+    assert history[-1] < 0.3 * history[0]
