@@ -6,7 +6,7 @@
     <target>/float.onnx         the artifacts; ':' of a target's name is '-'
     <target>/int8.onnx
     samples/*.npz               inputs with the outputs that are expected of each artifact
-    overlays/*.png              detections side by side, for detectors
+    overlays/*.jpg              detections side by side, for detectors
     report.html, report.json    what was measured
 """
 

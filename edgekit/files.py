@@ -38,8 +38,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
 
-    A folder already at ``path`` is replaced only by a finished one, and only if edgekit made it (it is empty or
-    holds a ``manifest.json``).
+    A folder already at ``path`` is replaced only by a finished one, and only if edgekit made it (it is empty
+    or holds a ``manifest.json``).
 
     Raises:
         OutputError: ``path`` is a file or a folder of something else, or its parent cannot be written.
@@ -49,7 +49,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise OutputError("is a file, not a folder", where=str(path))
     if path.is_dir() and any(path.iterdir()) and not (path / "manifest.json").is_file():
         raise OutputError(
-            "the folder holds files that edgekit did not make", where=str(path), hint="Choose an empty or new folder"
+            "the folder holds files that edgekit did not make",
+            where=str(path),
+            hint="Choose an empty or new folder",
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The one representation of a network: an ONNX graph and the history of what was done to it.
 
-Passes are functions ``Graph -> Graph``. A pass works on ``graph.copy()`` and returns ``copy.with_change(...)``; the
-graph it was given stays as it was.
+Passes are functions ``Graph -> Graph``. A pass works on ``graph.copy()`` and returns ``copy.with_change(...)``;
+the graph it was given stays as it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgekit.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-#: Opset that captured graphs are brought to. The lowest that has 16-bit QuantizeLinear in the standard domain.
+#: Opset that captured graphs are brought to: the lowest with 16-bit QuantizeLinear in the standard domain.
 OPSET = 21
 
 
@@ -141,5 +141,9 @@ def array(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
 
 def _spec(value: ir.Value) -> TensorSpec:
     if value.shape is None or value.dtype is None or not value.shape.is_static():
-        raise ModelError(f"tensor '{value.name}' has no static shape", hint="Pin it with --input-shape NAME=1,3,H,W")
-    return TensorSpec(str(value.name), tuple(int(d) for d in value.shape.numpy()), np.dtype(value.dtype.numpy()))
+        raise ModelError(
+            f"tensor '{value.name}' has no static shape", hint="Pin it with --input-shape NAME=1,3,H,W"
+        )
+    return TensorSpec(
+        str(value.name), tuple(int(d) for d in value.shape.numpy()), np.dtype(value.dtype.numpy())
+    )

@@ -32,6 +32,9 @@ class Reporter:
     def update(self, done: int, total: int | None) -> None:
         """The step has done so much; ``total`` is None where it is unknown."""
 
+    def status(self, text: str) -> None:
+        """What the step found or does now; a later text replaces it."""
+
     def note(self, text: str) -> None:
         """Something the user should know now, such as an assumption."""
 
@@ -53,15 +56,24 @@ class PlainReporter(Reporter):
         self._line(f"{title} …")
 
     def update(self, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now - self.last < INTERVAL_S:
-            return
-        self.last = now
-        left = f", about {(now - self.start) / done * (total - done):.0f} s left" if total and done else ""
-        self._line(f"{self.title}: {done}{f' of {total}' if total else ''}{left}")
+        if self._due():
+            passed = self.last - self.start
+            left = f", about {passed / done * (total - done):.0f} s left" if total and done else ""
+            self._line(f"{self.title}: {done}{f' of {total}' if total else ''}{left}")
+
+    def status(self, text: str) -> None:
+        if self._due():
+            self._line(f"{self.title}: {text}")
 
     def note(self, text: str) -> None:
         self._line(text)
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if now - self.last < INTERVAL_S:
+            return False
+        self.last = now
+        return True
 
     def _line(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
@@ -85,7 +97,7 @@ class BarReporter(Reporter):
         self.console = Console(stderr=True)
         self.bar: RichProgress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}{task.fields[status]}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -99,12 +111,16 @@ class BarReporter(Reporter):
     def step(self, title: str) -> None:
         self._end()
         self.bar.start()
-        self.task = self.bar.add_task(title, total=None)
+        self.task = self.bar.add_task(title, total=None, status="")
 
     def update(self, done: int, total: int | None) -> None:
         if self.task is not None:
             # What follows the last sample takes its time too: the bar then shows no end.
             self.bar.update(self.task, completed=done, total=None if done == total else total)
+
+    def status(self, text: str) -> None:
+        if self.task is not None:
+            self.bar.update(self.task, status=f": {text}")
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)

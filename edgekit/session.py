@@ -53,8 +53,8 @@ def open_runner(
         model: A graph, a serialized model or a file.
         threads: Intra-op threads; 0 takes one per physical core.
         optimize: False switches all graph optimizations off, so that every tensor is what the file says.
-        integer: False computes between QuantizeLinear and DequantizeLinear in float, as the file says, without looking
-            for integer kernels.
+        integer: False computes between QuantizeLinear and DequantizeLinear in float, as the file says, without
+            looking for integer kernels.
         extra_outputs: Inner tensors to return besides the graph's outputs.
 
     Raises:
@@ -72,7 +72,10 @@ def open_runner(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(
-            _source(model, extra_outputs), sess_options=options, providers=["CPUExecutionProvider"], enable_fallback=0
+            _source(model, extra_outputs),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,
         )
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error

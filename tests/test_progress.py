@@ -28,6 +28,22 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_what_a_step_found_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("edgekit.progress.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    shown = PlainReporter(stream)
+    shown.step("quantize")
+    for second in range(1, 25):
+        now = float(second)
+        shown.status(f"raise '{second}': 30.0 dB")
+    assert stream.getvalue().splitlines() == [
+        "quantize …",
+        "quantize: raise '10': 30.0 dB",
+        "quantize: raise '20': 30.0 dB",
+    ]
+
+
 def test_an_unknown_total_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("edgekit.progress.time.monotonic", lambda: now)
@@ -45,6 +61,7 @@ def test_the_right_one_for_the_stream(capsys: pytest.CaptureFixture[str]) -> Non
     with reporter(quiet=True) as silent:
         silent.step("a")
         silent.update(1, 2)
+        silent.status("c")
         silent.note("b")
     assert capsys.readouterr() == ("", "")
 
@@ -54,6 +71,8 @@ def test_the_bar_names_finished_steps(capsys: pytest.CaptureFixture[str]) -> Non
         shown.step("calibrate [1]")
         shown.update(1, 2)
         shown.update(2, 2)
+        shown.status("minmax [a]: 30.0 dB")
+        assert shown.bar.tasks[0].fields["status"] == ": minmax [a]: 30.0 dB"
         shown.step("compile")
         shown.note("a [note]")
     captured = capsys.readouterr()

@@ -20,7 +20,8 @@ Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
 # Smaller images are enlarged so that labels stay readable; larger ones are shrunk to keep a report light.
-_SHORTEST, _LONGEST = 480, 1280
+_SHORTEST, _LONGEST = 480, 640
+_JPEG_QUALITY = 85
 
 
 def draw_detections(
@@ -41,7 +42,7 @@ def draw_detections(
         limit: At most so many boxes, the best.
 
     Returns:
-        An RGB picture whose longer side has 480 to 1280 pixels.
+        An RGB picture whose longer side has 480 to 640 pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -89,14 +90,17 @@ def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Imag
     return sheet
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, whole or not at all.
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all: JPEG (quality 85) where ``path`` ends in ``.jpg``, else PNG.
 
     Raises:
         OutputError: The file cannot be written.
     """
     stream = BytesIO()
-    picture.save(stream, "PNG", optimize=False, compress_level=6)
+    if path.suffix == ".jpg":
+        picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        picture.save(stream, "PNG", optimize=False, compress_level=6)
     write_whole(path, stream.getvalue())
 
 

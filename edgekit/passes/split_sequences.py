@@ -2,8 +2,8 @@
 
     SequenceAt(SplitToSequence(x, sizes, axis), i) = i-th output of Split(x, sizes, axis)
 
-Used while constants are folded, because the sizes and the places are constants that the exporter computes in the graph.
-A sequence that is read at a place that is not constant is refused: no target has sequences.
+Used while constants are folded, because the sizes and the places are constants that the exporter computes in
+the graph. A sequence that is read at a place that is not constant is refused: no target has sequences.
 """
 
 from __future__ import annotations
@@ -67,9 +67,15 @@ class Sequences:
         if self.opset < 13:
             attributes["split"] = list(sizes)  # type: ignore[assignment]
         else:
-            inputs.append(add_constant(self.graph, self.names.fresh(f"{label}.sizes"), np.array(sizes, np.int64)))
+            inputs.append(
+                add_constant(self.graph, self.names.fresh(f"{label}.sizes"), np.array(sizes, np.int64))
+            )
         split = ir.node(
-            "Split", inputs, attributes=attributes, num_outputs=len(sizes), name=self.names.fresh(f"{label}.split")
+            "Split",
+            inputs,
+            attributes=attributes,
+            num_outputs=len(sizes),
+            name=self.names.fresh(f"{label}.split"),
         )
         shape = static_shape(source) or ()
         for part, size in zip(split.outputs, sizes, strict=True):

@@ -215,7 +215,7 @@ def _detection(
 
 def _draw(results: Mapping[str, DetectionResult], names: Sequence[str], folder: Path) -> list[dict[str, str]]:
     """Pictures of what each network found; empty where the samples are no images."""
-    from edgekit.measure.overlay import draw_detections, save_png
+    from edgekit.measure.overlay import draw_detections, save_picture
 
     found = []
     kept: dict[str, tuple[tuple[Sample, Detections], ...]] = {kind: r.kept for kind, r in results.items()}
@@ -225,7 +225,7 @@ def _draw(results: Mapping[str, DetectionResult], names: Sequence[str], folder: 
         entry = {"name": sample.name}
         stem = f"{index}-{PurePosixPath(sample.name).stem}"
         for kind, pairs in kept.items():
-            entry[kind] = f"{stem}-{kind}.png"
-            save_png(draw_detections(sample.image, pairs[index][1], names), folder / entry[kind])
+            entry[kind] = f"{stem}-{kind}.jpg"
+            save_picture(draw_detections(sample.image, pairs[index][1], names), folder / entry[kind])
         found.append(entry)
     return found

@@ -121,6 +121,7 @@ def quantize_step(
             input_ranges=input_ranges(network.graph.inputs, job.preprocess, samples),
             total=samples.count,
             progress=context.reporter.update,
+            status=context.reporter.status,
         )
         result.graph.save(folder / "int8.onnx")
         return {**quantization_json(result, options, scheme), "data": data_json(watched)}

@@ -13,6 +13,8 @@ one thread each, which keeps the cores busier than many threads on one sample.
    input of a SiLU, which is flat far below zero, takes the smallest of the sampled values.
 3. A tensor that is a known function of an observed one is not observed: SiLU (``x * sigmoid(x)``) carries the histogram
    of ``x`` through the function.
+4. Maximum and pooling pass over NaN. It is looked for where it comes in, in the samples, and where it goes out, in sums
+   over the graph's outputs.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ BLOCK = 16
 #: Where ``x * sigmoid(x)`` has its minimum.
 SILU_TURN = -1.2784645
 #: Outputs of the probed graph.
-MIN, MAX, SAMPLED = "edgekit.min", "edgekit.max", "edgekit.sampled"
+MIN, MAX, SAMPLED, SUMS = "edgekit.min", "edgekit.max", "edgekit.sampled", "edgekit.sums"
+#: What ONNX Runtime's pooling makes of NaN: the smallest float32.
+LOWEST = float(np.finfo(np.float32).min)
 
 Progress = Callable[[int, int | None], None]
 
@@ -99,7 +103,18 @@ def observe(
 
 
 def _outputs(probe: _RangeProbe, feeds: Iterable[Mapping[str, Array]], threads: int) -> Iterator[Arrays]:
-    return run_all(open_runner(probe.model, threads=1), feeds, workers=threads)
+    return run_all(open_runner(probe.model, threads=1), map(_finite, feeds), workers=threads)
+
+
+def _finite(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+    for tensor, values in feed.items():
+        if not np.isfinite(values).all():
+            raise _not_finite(tensor)
+    return feed
+
+
+def _not_finite(tensor: str) -> ModelError:
+    return ModelError("takes values that are not finite", where=f"tensor '{tensor}'")
 
 
 def silu(x: Array) -> Array:
@@ -136,7 +151,9 @@ class _RangeProbe:
         self.value_counts: list[int] = []
         self.zeros: list[bool] = []
         gated = frozenset(silu_inputs(graph).values())
-        parts: dict[str, list[ir.Value]] = {MIN: [], MAX: [], SAMPLED: []}
+        self.outputs = [v for v in self.probe.main.outputs if v.dtype == ir.DataType.FLOAT]
+        sums = [self.probe.node("ReduceSum", [self._flat(v)], keepdims=1) for v in self.outputs]
+        parts: dict[str, list[ir.Value]] = {MIN: [], MAX: [], SAMPLED: [], SUMS: sums}
         for tensor in tensors:
             shape = self.probe.shape(tensor)
             value = self.probe.values[tensor]
@@ -191,6 +208,7 @@ class _Collector:
 
     def __init__(self, tensors: tuple[str, ...], probe: _RangeProbe) -> None:
         self.tensors = tensors
+        self.outputs = [str(v.name) for v in probe.outputs]
         self.starts = np.cumsum([0, *probe.channels])
         self.measured = ~np.repeat(np.array(probe.zeros, bool), probe.channels)
         take, owner, start = [], [], 0
@@ -213,20 +231,22 @@ class _Collector:
         minima = np.zeros(len(maxima), np.float32)
         if self.measured.any():
             minima[self.measured] = outputs[MIN]
-        if not (np.isfinite(minima).all() and np.isfinite(maxima).all() and np.isfinite(sampled).all()):
-            culprit = self._culprit(minima, maxima, sampled)
-            raise ModelError("takes values that are not finite", where=f"tensor '{culprit}'")
+        self._check(minima, maxima, sampled, outputs.get(SUMS, np.zeros(0)))
         self.minima = np.minimum(self.minima, minima) if self.minima.size else minima
         self.maxima = np.maximum(self.maxima, maxima) if self.maxima.size else maxima
         self.buffer.append(sampled)
         if len(self.buffer) == BLOCK:
             self._count()
 
-    def _culprit(self, minima: Array, maxima: Array, sampled: Array) -> str:
-        """The first tensor, in the order in which they were asked for, with a value that is not finite."""
-        bad = np.flatnonzero(~(np.isfinite(minima) & np.isfinite(maxima)))
-        owners = [*(np.searchsorted(self.starts, bad, "right") - 1), *self.owner[~np.isfinite(sampled)]]
-        return self.tensors[int(min(owners))]
+    def _check(self, minima: Array, maxima: Array, sampled: Array, sums: Array) -> None:
+        """Name the first tensor, in the order in which they were asked for, with a value that is not finite."""
+        ranges = np.isfinite(minima) & np.isfinite(maxima) & (maxima > LOWEST)
+        values = np.isfinite(sampled) & (sampled > LOWEST)
+        if not (ranges.all() and values.all()):
+            channels = np.searchsorted(self.starts, np.flatnonzero(~ranges), "right") - 1
+            raise _not_finite(self.tensors[int(min([*channels, *self.owner[~values]]))])
+        if not np.isfinite(sums).all():
+            raise _not_finite(self.outputs[int(np.flatnonzero(~np.isfinite(sums))[0])])
 
     def histograms(self) -> dict[str, Histogram]:
         self._count()

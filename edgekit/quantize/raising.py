@@ -1,7 +1,8 @@
 """Raising single tensors above 8 bits, chosen by measured effect.
 
-From the most damaging down, a tensor is raised if the whole quantized graph gets better by ``MIN_GAIN_DB``, until the
-target is met or the limit reached; then each raised tensor must show that the result is worse without it.
+1. From the most damaging down, tensors are raised one after the other, also where a single step gains nothing: the noise of
+   one tensor can hide behind that of its neighbour, so that only both together help. The best set on the way is taken.
+2. Each of its tensors, the least damaging first, must show that the result is worse without it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from edgekit.quantize.damage import Damage
 
 #: Gain that a raised tensor must bring, in dB of the outputs.
 MIN_GAIN_DB = 0.4
-#: Tries in a row without a gain after which the search ends.
-PATIENCE = 4
+#: Tensors in a row that gain nothing, after which the search ends.
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,15 @@ def raise_tensors(
         limit: Most tensors to raise.
         raised_format: For the result.
     """
-    chosen: list[str] = []
-    best = try_raised(())
-    misses = 0
-    for tensor in sorted(damage, key=lambda t: -damage[t].noise):
-        if best >= target_db or len(chosen) == limit or misses == PATIENCE:
+    order = sorted(damage, key=lambda t: -damage[t].noise)[:limit]
+    best, chosen = try_raised(()), 0
+    for count in range(1, len(order) + 1):
+        if best >= target_db or count - chosen > PATIENCE:
             break
-        found = try_raised((*chosen, tensor))
+        found = try_raised(tuple(order[:count]))
         if found >= best + MIN_GAIN_DB:
-            chosen.append(tensor)
-            best, misses = found, 0
-        else:
-            misses += 1
-    return _needed(graph, chosen, best, try_raised, damage, raised_format)
+            best, chosen = found, count
+    return _needed(graph, order[:chosen], best, try_raised, damage, raised_format)
 
 
 def _needed(
@@ -81,7 +78,7 @@ def _needed(
 ) -> tuple[Raised, ...]:
     producers = {str(v.name): node.op_type for node in graph.nodes for v in node.outputs}
     gains: dict[str, float] = {}
-    for tensor in list(chosen):
+    for tensor in list(reversed(chosen)):
         without = try_raised(tuple(t for t in chosen if t != tensor))
         if best - without >= MIN_GAIN_DB / 2:
             gains[tensor] = best - without
@@ -96,5 +93,5 @@ def _needed(
             f"8 bits in this tensor alone put {damage[tensor].noise:.1%} noise on the outputs",
             gain,
         )
-        for tensor, gain in gains.items()
+        for tensor, gain in reversed(gains.items())
     )

@@ -2,9 +2,9 @@
 
     MatMul(dequantized x, dequantized W) + b
 
-ONNX Runtime 1.32 first fuses the MatMul and a bias of rank 1 into a float Gemm (MatMulAddFusion) and only then looks for
-quantized MatMuls: the Gemm stays in float, slower than the float network. With the bias written as ``[1, 1, N]`` that
-fusion does not match and MatMulIntegerToFloat is used. The sum is the same.
+ONNX Runtime 1.32 first fuses the MatMul and a bias of rank 1 into a float Gemm (MatMulAddFusion) and only then
+looks for quantized MatMuls: the Gemm stays in float, slower than the float network. With the bias written as
+``[1, 1, N]`` that fusion does not match and MatMulIntegerToFloat is used. The sum is the same.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ def lift_biases(graph: Graph) -> Graph:
             rank = len(other.shape or ()) if other is not None else 0
             if rank >= 3:
                 shaped = np.reshape(bias, [1] * (rank - 1) + [-1])
-                node.replace_input_with(index, add_constant(main, names.fresh(f"{value.name}.lifted"), shaped))
+                node.replace_input_with(
+                    index, add_constant(main, names.fresh(f"{value.name}.lifted"), shaped)
+                )
                 if not value.uses():
                     main.initializers.pop(str(value.name), None)
                 lifted += 1
     if not lifted:
         return graph
-    return result.with_change(Change("lift_biases", f"{lifted} biases kept apart from their quantized MatMul"))
+    return result.with_change(
+        Change("lift_biases", f"{lifted} biases kept apart from their quantized MatMul")
+    )
 
 
 def _is_quantized_matmul(value: ir.Value | None) -> bool:

@@ -120,7 +120,9 @@ class _RandomNet:
         for _ in range(int(self.random.integers(2, 7))):
             getattr(self, self.random.choice(["conv", "relu", "clip", "cut", "silu", "add", "concat", "pool"]))()
         rank = int(self.random.integers(2, 5))
-        if rank < 4:
+        if rank == 4:
+            self.conv(32)
+        else:
             self.flatten(rank)
         text = "\n".join(self.lines)
         shape = f"float[1,{self.first},{entry},{entry}]"
@@ -137,10 +139,11 @@ class _RandomNet:
         self.constants[name] = self.random.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))
         return name
 
-    def conv(self) -> None:
-        kernel, out = int(self.random.choice([1, 3])), int(self.random.choice([2, 7, 16]))
-        group = 1
-        if self.random.random() < 0.2:
+    def conv(self, out: int = 0) -> None:
+        kernel, group = int(self.random.choice([1, 3])), 1
+        if not out:
+            out = int(self.random.choice([2, 7, 16]))
+        elif self.random.random() < 0.2:
             group = out = self.channels
         weight = self.weight(out, self.channels // group, kernel, kernel)
         bias = f", {self.weight(out)}" if self.random.random() < 0.5 else ""
@@ -182,7 +185,7 @@ class _RandomNet:
         shape = [1, self.channels, self.size**2] if rank == 3 else [1, self.channels * self.size**2]
         self.constants["shape"] = np.array(shape, np.int64)
         self.add_line(f"Reshape({self.last}, shape)")
-        self.add_line(f"MatMul({self.last}, {self.weight(shape[-1], 5)})")
+        self.add_line(f"MatMul({self.last}, {self.weight(shape[-1], 70)})")
 
 
 @pytest.fixture(scope="session")

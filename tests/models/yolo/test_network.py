@@ -88,9 +88,6 @@ def test_perfect_detections_score_one() -> None:
     assert coco_score(truth, []).map50 == 0
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec.*:FutureWarning"
-)  # torch's exporter about torch's own internals
 def test_the_export_runs_the_same_in_onnx_runtime(model: nn.Module) -> None:
     program = torch.onnx.export(
         model, (_image(),), dynamo=True, input_names=["images"], output_names=["output0"], verbose=False

@@ -51,6 +51,7 @@ def test_the_sum_is_the_same_and_runs_on_integers(tmp_path: Path) -> None:
 
 
 def test_a_float_graph_is_left_as_it_is() -> None:
-    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[1,4,4] x) => (float[1,4,4] y) { m = MatMul(x, x) y = Add(m, x) }'
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[1,4,4] x) => (float[1,4,4] y) { m = MatMul(x, x) y = Add(m, x) }"""
     graph = Graph(ir.from_proto(onnx.parser.parse_model(text)))
     assert lift_biases(graph) is graph
