@@ -90,6 +90,7 @@ def quantize(
         threads=threads,
         total=samples.count,
         progress=reporter.update if reporter is not None else None,
+        status=reporter.status if reporter is not None else None,
     )
 
 

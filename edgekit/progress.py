@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two plain lines on the same step.
 INTERVAL_S = 10.0
+#: Characters of a status beside a bar, which has to stay on one line.
+STATUS_LENGTH = 40
 
 
 class Reporter:
@@ -86,7 +88,6 @@ class BarReporter(Reporter):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             SpinnerColumn,
             TextColumn,
@@ -99,9 +100,9 @@ class BarReporter(Reporter):
             SpinnerColumn(),
             TextColumn("{task.description}{task.fields[status]}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -111,16 +112,20 @@ class BarReporter(Reporter):
     def step(self, title: str) -> None:
         self._end()
         self.bar.start()
-        self.task = self.bar.add_task(title, total=None, status="")
+        self.task = self.bar.add_task(title, total=None, status="", count="", left="")
 
     def update(self, done: int, total: int | None) -> None:
         if self.task is not None:
             # What follows the last sample takes its time too: the bar then shows no end.
-            self.bar.update(self.task, completed=done, total=None if done == total else total)
+            end = None if done == total else total
+            self.bar.tasks[-1].total = end  # update() takes None as "no change"
+            count = "" if done == total else f"{done}/{total}" if total else f"{done}"
+            self.bar.update(self.task, completed=done, count=count, left="left" if end else "")
 
     def status(self, text: str) -> None:
         if self.task is not None:
-            self.bar.update(self.task, status=f": {text}")
+            shown = text if len(text) <= STATUS_LENGTH else f"{text[: STATUS_LENGTH - 1]}…"
+            self.bar.update(self.task, status=f": {shown}")
 
     def note(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)

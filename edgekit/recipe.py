@@ -140,7 +140,7 @@ class QuantizeSection(_Section):
     equalize: bool = True
     correct_biases: bool = True
     max_raised: Annotated[int, Field(ge=0)] | None = None
-    target_db: Annotated[float, Field(allow_inf_nan=False)] = 14.0
+    target_db: Annotated[float, Field(allow_inf_nan=False)] = 13.0
     max_drop: _Drop | None = None
 
 

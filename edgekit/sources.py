@@ -89,6 +89,8 @@ def read(source: str, input_shapes: Mapping[str, tuple[int, ...]] | None, folder
             "torch.onnx.export(model, args, 'model.onnx', dynamo=True)",
         )
     if suffix not in (".onnx", ".pt2"):
+        if not path.exists():
+            raise UsageError("no such file", where=source, valid=VALID)
         raise UsageError("not a kind of model that can be read", where=source, valid=VALID)
     _check_file(path)
     if suffix == ".pt2":

@@ -15,6 +15,7 @@ import pytest
 from edgekit.cli import main
 from edgekit.commands.shell import read_shapes
 from edgekit.errors import UsageError
+from edgekit.quantize.quantize import Options
 
 ROOT = Path(__file__).parent.parent
 Capture = pytest.CaptureFixture[str]
@@ -237,3 +238,10 @@ def test_input_shapes_are_read() -> None:
     for text in ("a", "a=", "=1", "a=1,-3", "a=0"):
         with bad(text):
             read_shapes([text])
+
+
+def test_defaults_named_in_the_help_are_the_quantizers(capsys: Capture) -> None:
+    assert main(["quantize", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"above 8 bits; {Options().target_db:g} by default" in text
+    assert f"keeps; {Options().percentile:g} by default" in text

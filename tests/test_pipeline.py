@@ -28,7 +28,7 @@ from edgekit.pipeline.layers import rescaled, without_rescaled
 from edgekit.pipeline.line import Outcome, state_folder
 from edgekit.pipeline.split import Part, Watched
 from edgekit.pipeline.state import Store, digest, listing, plain
-from edgekit.quantize.quantize import quantize
+from edgekit.quantize.quantize import Options, quantize
 
 INPUT = (TensorSpec("images", (1, 3, 32, 32), np.dtype(np.float32)),)
 
@@ -273,7 +273,8 @@ def test_max_drop_of_the_recipe_raises_the_aim(
     monkeypatch.setattr(steps, "quantize", spied)
     monkeypatch.setattr(line, "drop", lambda _: 0.5)
     made = api.run(material / "recipe.toml", tmp_path / "out", overrides=["quantize.max_drop=0.1"])
-    assert aims == [14.0, 20.0, 26.0]
+    first = Options().target_db
+    assert aims == [first, first + line.MORE_DB, first + 2 * line.MORE_DB]
     assert any("quantize.max_drop" in text for text in made.report["warnings"])
 
 

@@ -25,6 +25,7 @@ REQUIRED = (
 OPTIONAL = {"safetensors": "the YOLO reference model", "scikit-learn": "the YOLO reference model's data"}
 _DOT_PRODUCT = ("AVX-512 VNNI", "AVX-VNNI", "AMX int8", "NEON dot product")
 _FREE_BYTES = 2e9
+_LINE = 45  # characters of a table that still fits on one line
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +54,17 @@ def targets(
                 rows.append((f"  {summary.name}:{profile}", title, default))
         return Answer({"targets": [summary.to_json() for summary in found]}, "\n".join(columns(rows)))
     content = load_target(name).describe()
-    return Answer(content, "\n".join(_tree(content)))
+    # 0 is "the machine's own", and an operator's empty conditions are none.
+    profile = {
+        key: "no" if value is False else value
+        for key, value in content["profile"].items()
+        if value is False or value not in (0, {})
+    }
+    scheme = dict(content.get("scheme") or {})
+    for op, rule in scheme.get("ops", {}).items():
+        scheme["ops"] = {**scheme["ops"], op: {key: value for key, value in rule.items() if value != {}}}
+    readable = {**content, "profile": profile, **({"scheme": scheme} if scheme else {})}
+    return Answer(content, "\n".join(_tree(readable)))
 
 
 def models(
@@ -156,7 +167,7 @@ def _tree(content: Any, indent: str = "") -> Iterator[str]:
 
 def _is_table(value: Any) -> bool:
     """Whether a value gets lines of its own: a table of tables, or one that is too long for a line."""
-    return isinstance(value, dict) and (any(map(_holds, value.values())) or len(_shown(value)) > 80)
+    return isinstance(value, dict) and (any(map(_holds, value.values())) or len(_shown(value)) > _LINE)
 
 
 def _holds(value: Any) -> bool:

@@ -41,7 +41,9 @@ def bench(
         str | None,
         typer.Option("--against", metavar="OTHER", help="Bundle or model that it is compared with."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="0 takes the target's.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=0, help="CPU threads; 0 takes the target's.")
+    ] = 0,
     runs: Runs = 100,
     target: Target = None,
 ) -> Answer:
@@ -78,7 +80,9 @@ def parity(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     data: OptionalData = None,
     layers: Annotated[bool, typer.Option("--layers", help="Compare every layer as well.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Use at most so many samples.")] = 32,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="Use at most so many samples.")
+    ] = 32,
     target: Target = None,
 ) -> Answer:
     """Check that a bundle still computes what it did, and compare int8 with float on samples.
@@ -154,10 +158,22 @@ def _comparison_lines(name: str, parity: dict[str, Any]) -> Iterator[str]:
         )
         yield from columns([head, *(_row(row) for row in known[:SHOWN])], right=(1, 2, 3, 4), indent="  ")
         yield from _more(len(known))
-        for item in parity["skipped"][:3]:
-            yield f"  not compared: {item['name']}: {item['reason']}"
+        yield from _skipped_lines(parity["skipped"])
     for text in parity.get("warnings", []):
         yield f"- {text}"
+
+
+def _skipped_lines(skipped: list[dict[str, str]]) -> Iterator[str]:
+    grouped: dict[str, list[str]] = {}
+    for item in skipped:
+        grouped.setdefault(item["reason"], []).append(item["name"])
+    for reason, names in sorted(grouped.items(), key=lambda item: -len(item[1])):
+        yield f"  {len(names)} not compared: {reason} ({_some(names)})"
+
+
+def _some(names: list[str]) -> str:
+    """The first two, and how many more there are."""
+    return ", ".join(names[:2]) + (f", … {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -212,8 +228,7 @@ def _float_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:
     for node in nodes:
         grouped.setdefault((node["op"], node["reason"]), []).append(node["node"])
     for (op, reason), names in sorted(grouped.items(), key=lambda item: -len(item[1])):
-        more = f", … {len(names) - 2} more" if len(names) > 2 else ""
-        yield f"- {len(names)} x {op}: {reason} ({', '.join(names[:2])}{more})"
+        yield f"- {len(names)} x {op}: {reason} ({_some(names)})"
 
 
 def _clash_lines(clashes: list[dict[str, Any]] | None) -> Iterator[str]:

@@ -167,6 +167,7 @@ def quantize(
     if chosen.scheme is None:
         raise UsageError(f"'{target}' does not quantize: it runs float only", where="--target")
     options = _options(calibrator, percentile, max_raised, target_db, equalize, correct_biases)
+    checked = make_options(**options)
     how, note, assumed = read_preprocess(preprocess, "given with the command")
     with shell.reporter() as reporter:
         if assumed:
@@ -176,7 +177,7 @@ def quantize(
         reporter.step("quantize")
         result = api.quantize(graph, data, target, preprocess=how, limit=limit, reporter=reporter, **options)
     size = chosen.lower(result.graph).save(path)
-    details = quantization_json(result, make_options(**options), chosen.scheme)
+    details = quantization_json(result, checked, chosen.scheme)
     details["history"] = details["history"][len(graph.history) :]
     document = {"out": str(path), "size_bytes": size, "preprocess_note": note, **details}
     return Answer(plain(document), _quantize_text(document))
@@ -219,6 +220,8 @@ def _answer(shell: Shell, outcome: Outcome) -> Answer:
 
 
 def _quantize_text(document: dict[str, Any]) -> str:
+    from edgekit.report.terminal import quantization_lines
+
     db = document["db"]
     quality = "exact" if db is None else f"{db:.1f} dB"
     lines = [
@@ -230,11 +233,4 @@ def _quantize_text(document: dict[str, Any]) -> str:
         (rung["label"], "" if rung["db"] is None else f"{rung['db']:.1f} dB") for rung in document["rungs"]
     ]
     lines += ["", "Tried", *columns(tried, right=(1,), indent="  ")]
-    if document["findings"]:
-        lines += ["", f"{len(document['findings'])} range clashes"]
-        for finding in document["findings"]:
-            lines += [f"- {finding['where']}: {finding['text']}", f"    {finding['action']}"]
-    if document["raised"]:
-        lines += ["", f"{len(document['raised'])} tensors in a wider format"]
-        lines += [f"- {item['tensor']} ({item['format']}): {item['reason']}" for item in document["raised"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *quantization_lines(document, rest="with --json")])

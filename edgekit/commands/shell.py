@@ -191,25 +191,42 @@ InputShapes = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", min=1, help="Use at most so many samples.")
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, help="Use at most so many samples; all by default."),
 ]
 Runs = Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Timed calls of each network.")]
 CalibratorName = Annotated[
     str | None,
-    typer.Option("--calibrator", metavar="NAME", help="auto, minmax, percentile, entropy or mse."),
+    typer.Option(
+        "--calibrator",
+        metavar="NAME",
+        help="auto (the default: the best of all), minmax, percentile, entropy or mse.",
+    ),
 ]
 Percentile = Annotated[
-    float | None, typer.Option("--percentile", metavar="P", help="Share of the values that percentile holds.")
+    float | None,
+    typer.Option(
+        "--percentile",
+        metavar="P",
+        help="Share of the values, in percent, that the percentile calibrator keeps; 99.99 by default.",
+    ),
 ]
 MaxRaised = Annotated[
-    int | None, typer.Option("--max-raised", metavar="N", min=0, help="Most tensors kept above 8 bits.")
+    int | None,
+    typer.Option(
+        "--max-raised",
+        metavar="N",
+        min=0,
+        help="Most tensors kept above 8 bits; the target's limit by default.",
+    ),
 ]
 TargetDb = Annotated[
     float | None,
     typer.Option(
         "--target-db",
         metavar="DB",
-        help="Signal-to-noise ratio of the outputs below which tensors are raised.",
+        help="Signal-to-noise ratio of the outputs, in dB, below which tensors are kept above 8 bits; "
+        "13 by default.",
     ),
 ]
 Equalize = Annotated[bool, typer.Option("--equalize/--no-equalize", help="Balance channels between layers.")]

@@ -46,12 +46,6 @@ class Geometry:
         limit = np.array([self.width, self.height] * 2)
         return np.asarray(np.clip((boxes - pad) / scale, 0, limit))
 
-    def to_network(self, boxes: Array) -> Array:
-        """Boxes [K, 4] (x1, y1, x2, y2) from image pixels to input pixels."""
-        scale = np.array([self.scale_x, self.scale_y] * 2)
-        pad = np.array([self.pad_left, self.pad_top] * 2)
-        return np.asarray(boxes * scale + pad)
-
 
 @dataclass(frozen=True)
 class ImageShape:

@@ -99,8 +99,7 @@ def evaluate_detection(
         folder: What a relative path of ``annotations`` is relative to.
 
     Raises:
-        DataError: The annotations are unusable, none of the samples is annotated, or the network has more
-            classes than the annotations have categories.
+        DataError: The annotations are unusable, annotate no sample, or have too few categories.
         UsageError: The outputs do not fit the decoder.
     """
     start = time.perf_counter()

@@ -71,36 +71,14 @@ def draw_detections(
     return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
 
-def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Put pictures of one size next to each other, each under its title."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    gap = 12
-    height = max(picture.height for picture in pictures)
-    font = ImageFont.load_default(max(14.0, height / 30))
-    bar = round(font.getbbox("Ag")[3] * 1.6)  # type: ignore[union-attr,unused-ignore]
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    sheet = Image.new("RGB", (width, height + bar), "white")
-    pen = ImageDraw.Draw(sheet)
-    left = 0
-    for picture, title in zip(pictures, titles, strict=True):
-        pen.text((left + 2, bar / 2), title, fill=(30, 30, 30), font=font, anchor="lm")
-        sheet.paste(picture, (left, bar))
-        left += picture.width + gap
-    return sheet
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all: JPEG (quality 85) where ``path`` ends in ``.jpg``, else PNG.
+def save_jpeg(picture: Image.Image, path: Path) -> None:
+    """Write a picture as JPEG, whole or not at all.
 
     Raises:
         OutputError: The file cannot be written.
     """
     stream = BytesIO()
-    if path.suffix == ".jpg":
-        picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
-    else:
-        picture.save(stream, "PNG", optimize=False, compress_level=6)
+    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
     write_whole(path, stream.getvalue())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgekit.measure.detection import DetectionResult
     from edgekit.session import Runner
     from edgekit.target import Target
+
+Progress = Callable[[int, int | None], None]
 
 #: Samples that layers are compared on.
 LAYER_SAMPLES = 4
@@ -185,19 +187,21 @@ def _detection(
     task: dict[str, Any] = {"name": "detection"}
     results: dict[str, DetectionResult] = {}
     skipped: list[dict[str, str]] = []
+    finished = 0
     for kind, runner in runners.items():
-        context.reporter.step(f"detection, {kind}")
+        context.reporter.status(kind)
         samples = job.samples(inputs, section.images, section.limit)
         found = evaluate_detection(
             runner,
             samples,
             str(section.annotations),
             decode,
-            progress=context.reporter.update,
+            progress=_part(context.reporter.update, finished, len(runners)),
             keep=OVERLAYS,
             folder=job.folder,
         )
         results[kind] = found
+        finished += found.images
         task[kind] = {name: figure.to_json() for name, figure in found.measurements().items()}
         task["images"] = found.images
         task["note"] = "; ".join(found.notes)
@@ -213,9 +217,18 @@ def _detection(
     }
 
 
+def _part(progress: Progress, finished: int, parts: int) -> Progress:
+    """Progress of one of several equal parts of a step, of which so many samples are finished."""
+
+    def update(done: int, total: int | None) -> None:
+        progress(finished + done, None if total is None else total * parts)
+
+    return update
+
+
 def _draw(results: Mapping[str, DetectionResult], names: Sequence[str], folder: Path) -> list[dict[str, str]]:
     """Pictures of what each network found; empty where the samples are no images."""
-    from edgekit.measure.overlay import draw_detections, save_picture
+    from edgekit.measure.overlay import draw_detections, save_jpeg
 
     found = []
     kept: dict[str, tuple[tuple[Sample, Detections], ...]] = {kind: r.kept for kind, r in results.items()}
@@ -226,6 +239,6 @@ def _draw(results: Mapping[str, DetectionResult], names: Sequence[str], folder: 
         stem = f"{index}-{PurePosixPath(sample.name).stem}"
         for kind, pairs in kept.items():
             entry[kind] = f"{stem}-{kind}.jpg"
-            save_picture(draw_detections(sample.image, pairs[index][1], names), folder / entry[kind])
+            save_jpeg(draw_detections(sample.image, pairs[index][1], names), folder / entry[kind])
         found.append(entry)
     return found

@@ -72,7 +72,7 @@ def find_clashes(
         actions: What was done about a tensor; for the others nothing was.
     """
     found = [
-        *_channels(plan, histograms, actions),
+        *_channels(graph, plan, histograms, actions),
         *_branches(graph, plan, histograms),
         *_tails(graph, histograms, params),
     ]
@@ -88,11 +88,13 @@ def channel_ratio(ranges: Array) -> float:
 
 
 def _channels(
-    plan: Plan, histograms: Mapping[str, Histogram], actions: Mapping[str, str]
+    graph: Graph, plan: Plan, histograms: Mapping[str, Histogram], actions: Mapping[str, str]
 ) -> list[Finding]:
     found = []
+    # What a Concat joins is looked at branch by branch.
+    joined = {str(node.outputs[0].name) for node in graph.nodes if node.op_type == "Concat"}
     for tensor in plan.sources:
-        if tensor not in histograms or len(histograms[tensor].channel_max) < 2:
+        if tensor in joined or tensor not in histograms or len(histograms[tensor].channel_max) < 2:
             continue
         ranges = channel_ranges(histograms[tensor])
         ratio = channel_ratio(ranges)
@@ -119,8 +121,8 @@ def _branches(graph: Graph, plan: Plan, histograms: Mapping[str, Histogram]) -> 
         text = f"'{large}' reaches {max(tops):.3g}, '{small}' {min(tops):.3g}, and they meet in a {node.op_type}"
         if name(node) not in plan.integer_nodes:
             action = "joined in float after each was quantized with a scale of its own"
-        elif node.op_type == "Add":
-            action = "each keeps a scale of its own up to the Add"
+        elif node.op_type == "Add" or len({plan.groups.get(t) for t in tensors}) > 1:
+            action = f"each keeps a scale of its own up to the {node.op_type}"
         else:
             action = "none: they share one scale"
         found.append(Finding(Kind.BRANCHES, name(node), text, action, ratio))

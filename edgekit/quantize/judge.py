@@ -76,7 +76,8 @@ class Judge:
                 signal = wanted[branch].astype(np.float64)
                 error[branch] += float(((outputs[name] - signal) ** 2).sum())
                 energy[branch] += float((signal**2).sum())
-        return Score({b: min(error[b] / energy[b], 1.0) for b in self.branches})
+        # The order of the operands makes 1.0 of NaN.
+        return Score({b: min(1.0, error[b] / energy[b]) for b in self.branches})
 
 
 def output_branches(graph: Graph) -> list[str]:

@@ -63,7 +63,8 @@ def make_plan(
         graph: A captured float graph.
         scheme: The target's number formats.
         raised: Activations to keep above 8 bits.
-        apart: Names of Concat nodes whose inputs keep scales of their own.
+        apart: Names of Concat nodes whose inputs keep scales of their own; those that join an absorbed activation with
+            something else always do.
     """
     return _Planner(graph, scheme, frozenset(raised), frozenset(apart)).plan()
 
@@ -103,8 +104,9 @@ class _Planner:
                     self.integer.add(name(node))
                 else:
                     self.float_nodes[name(node)] = self.float_nodes[name(owner)]
+        self.apart |= self._mixed_joins()
         tensors, constants = self._tensors()
-        moved = {v for node in self.nodes if self._moves(node) for v in outputs(node)}
+        moved = {v for n in self.nodes if self._moves(n) and name(n) not in self.apart for v in outputs(n)}
         return Plan(
             integer_nodes=frozenset(self.integer),
             tensors=tensors,
@@ -124,8 +126,10 @@ class _Planner:
             return "it does not compute in float32"
         if name(node) in tail:
             return "it lies between the last convolution and the output, which is float"
-        if "mode" in node.attributes and node.op_type == "Resize" and node.attributes["mode"].as_string() == "cubic":
-            return "cubic interpolation leaves the range of its input"
+        for key, value in rule.only.items():
+            if key in node.attributes and node.attributes[key].as_string() != value:
+                given = node.attributes[key].as_string()
+                return f"the target has no integer kernel for {node.op_type} with {key} '{given}'"
         written = outputs(self._activation_of(node) or node)
         high = [t for t in (*inputs(node), *written) if t in self.raised]
         if high:
@@ -193,6 +197,26 @@ class _Planner:
         rule = self.scheme.ops.get(node.op_type)
         readers = value.consumers()
         return bool(rule and rule.float_output) and not any(name(r) in self.integer for r in readers)
+
+    def _mixed_joins(self) -> set[str]:
+        """Concats that join an absorbed activation with something else.
+
+        A kernel absorbs an activation by the ends of its output's codes, which must then be the activation's own: with
+        the range of another tensor in it, the activation would have to be computed, in float.
+        """
+        kinds: dict[str, str] = {}
+        mixed = set()
+        for node in self.nodes:
+            kind = ""
+            if name(node) in self.activations & self.integer:
+                kind = " ".join([node.op_type, *(str(array(v)) for v in node.inputs[1:])])
+            elif self._moves(node):
+                found = {kinds.get(t, "") for t in inputs(node)}
+                kind = found.pop() if len(found) == 1 else ""
+                if found:
+                    mixed.add(name(node))
+            kinds.update(dict.fromkeys(outputs(node), kind))
+        return mixed
 
     def _groups(self, tensors: tuple[str, ...]) -> dict[str, str]:
         parent = {t: t for t in tensors}

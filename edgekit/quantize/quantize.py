@@ -24,7 +24,7 @@ from edgekit.quantize.plan import Plan, make_plan
 from edgekit.quantize.probe import channel_means
 from edgekit.quantize.qdq import insert_qdq
 from edgekit.quantize.qparams import QParams
-from edgekit.quantize.raising import Raised, raise_tensors
+from edgekit.quantize.raising import Raised, most_useful, only_needed
 from edgekit.quantize.ranges import RangeOptions, choose_params, fixed_ranges
 from edgekit.quantize.scheme import Scheme
 
@@ -60,7 +60,7 @@ class Options:
     equalize: bool = True
     correct_biases: bool = True
     max_raised: int | None = None
-    target_db: float = 14.0
+    target_db: float = 13.0
     judge_samples: int = 8
     kept_samples: int = 16
 
@@ -259,7 +259,7 @@ class _Line:
         chosen = {t: d.range for t, d in self.damage.items() if d.method}
         found = []
         for method in self._methods:
-            for tails in (True, False) if self.options.calibrator == AUTO else (method is Calibrator.MSE,):
+            for tails in (True, False) if self.options.calibrator == AUTO else (True,):
                 ranges = RangeOptions(method, self.options.percentile, tails, self.inputs, chosen)
                 label = f"{method.value}, tails cut" if tails else method.value
                 found.append((self._try(label, raised, ranges), ranges))
@@ -290,16 +290,20 @@ class _Line:
         def try_raised(names: tuple[str, ...]) -> float:
             return self._try(f"raise {', '.join(names) or 'nothing'}", names, self.ranges)
 
-        raised = raise_tensors(
+        target = self.options.target_db
+        chosen = most_useful(self.damage, try_raised, target_db=target, limit=limit)
+        # With the worst tensors out of the way another calibrator may be best.
+        self.ranges = self._choose_calibrator(chosen)
+        raised = only_needed(
             self.work,
+            chosen,
+            self._last,
             self.damage,
             try_raised,
-            target_db=self.options.target_db,
-            limit=limit,
+            target_db=target,
             raised_format=self.scheme.raised.value,
         )
-        # With the worst tensors out of the way another calibrator may be best.
-        self.ranges = self._choose_calibrator(tuple(r.tensor for r in raised))
+        try_raised(tuple(r.tensor for r in raised))
         return raised
 
     def _actions(self, raised: Sequence[Raised]) -> dict[str, str]:

@@ -44,6 +44,7 @@ class OpRule(BaseModel):
         float_output: True when the kernel can return float at no cost, so that a result which only float nodes read
             is not quantized.
         range: Range of the output that the op's definition fixes, such as ``[0, 1]`` for Sigmoid.
+        only: Values that attributes must have where a node sets them, such as ``mode = "nearest"``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class OpRule(BaseModel):
     fuses: tuple[str, ...] = ()
     float_output: bool = False
     range: tuple[float, float] | None = None
+    only: dict[str, str] = Field(default_factory=dict)
 
 
 class Scheme(BaseModel):

@@ -40,6 +40,7 @@ class Row:
         change: From float to int8, in words.
         tone: ``good``, ``bad`` or empty: how to take the change.
         detail: True for a line that belongs to the one above.
+        page_only: True for a line that only the HTML page has room to explain.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Row:
     change: str = ""
     tone: str = ""
     detail: bool = False
+    page_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class BudgetLine:
 
 def rows(target: dict[str, Any]) -> list[Row]:
     """The table float | int8 of one target; figures that the report lacks are left out."""
-    found = [*_task_rows(target), *_latency_rows(target), *_size_rows(target), *_parity_rows(target)]
+    compared = [] if _compares_outputs(target) else _parity_rows(target)  # the task's rows say the same
+    found = [*_task_rows(target), *_latency_rows(target), *_size_rows(target), *compared]
     return [row for row in found if row.float_ is not None or row.int8 is not None]
 
 
@@ -118,10 +121,11 @@ def title(report: dict[str, Any]) -> str:
 
 
 _TASK_LABELS = {
-    "cosine": "Cosine to float, mean of samples",
+    "cosine": "Cosine to float",
     "sqnr_db": "Signal to noise",
-    "top1": "Same largest score",
+    "top1": "Same largest value (meaningful for classifiers)",
 }
+_WORST_SAMPLE = "worst sample"
 _BUDGET_NAMES = {"latency_ms": "Latency", "size_mb": "Size", "max_drop": "Loss of the metric"}
 
 
@@ -149,7 +153,15 @@ def _task_rows(target: dict[str, Any]) -> Iterator[Row]:
         elif difference is not None:
             change = signed(difference)
             tone = "bad" if _loss_share(difference, float_) > NOTABLE_LOSS else ""
-        yield Row(_TASK_LABELS.get(name, name), float_, int8, change, tone, detail=name != primary)
+        label = _TASK_LABELS.get(name, name)
+        yield Row(label, float_, int8, change, tone, detail=name != primary, page_only=name == "top1")
+        if name == "cosine":
+            float_, int8 = (spread_figure(scores.get(name), "min") for scores in (before, after))
+            yield Row(_WORST_SAMPLE, float_, int8, detail=True)
+
+
+def _compares_outputs(target: dict[str, Any]) -> bool:
+    return "cosine" in table(table(target.get("task")).get("int8"))
 
 
 def _latency_rows(target: dict[str, Any]) -> Iterator[Row]:
@@ -181,7 +193,11 @@ def _parity_rows(target: dict[str, Any]) -> Iterator[Row]:
     method = str(parity.get("method") or "")
     count = finite(parity.get("samples"))
     note = f"{count:.0f} samples" if count else ""
-    for key, label, unit in (("cosine", "Cosine to float", "cosine"), ("sqnr_db", "Signal to noise", "dB")):
+    for key, label, unit in (
+        ("cosine", "Cosine to float", "cosine"),
+        ("cosine_min", _WORST_SAMPLE, "cosine"),
+        ("sqnr_db", "Signal to noise", "dB"),
+    ):
         worst = min(
             (entry for entry in outputs if finite(entry.get(key)) is not None),
             key=lambda entry: float(entry[key]),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edgekit.report.findings import sort_findings
 from edgekit.report.numbers import DASH, Figure, items, table
 from edgekit.report.summary import Row, budget_lines, rows, title, verdicts
 
@@ -36,8 +37,8 @@ def summary(
     for index, target in enumerate(items(report.get("targets"))):
         lines += ["", paint(f"{_clean(title(report))} on {_clean(target.get('target'))}", "bold")]
         lines += [paint(line, sentences[index].tone) for line in _wrapped(sentences[index].text, width)]
-        lines += _figures(rows(target), paint)
-        lines += _quantization(table(target.get("quantization")), paint, width)
+        lines += _figures([row for row in rows(target) if not row.page_only], paint)
+        lines += quantization_lines(table(target.get("quantization")), colour=colour, width=width)
     lines += _budget(report, paint)
     warnings = report.get("warnings") or []
     if warnings:
@@ -70,15 +71,21 @@ def _figures(found: list[Row], paint: Paint) -> Iterator[str]:
         yield "  ".join(parts).rstrip()
 
 
-def _quantization(quantization: dict[str, Any], paint: Paint, width: int) -> Iterator[str]:
-    findings = items(quantization.get("findings"))
-    if findings:
-        yield from ("", paint(f"{len(findings)} range clash{'' if len(findings) == 1 else 'es'}", "bold"))
-        for entry in findings[:_SHOWN]:
+def quantization_lines(
+    quantization: dict[str, Any], *, colour: bool = False, width: int = 100, rest: str = "in the report"
+) -> Iterator[str]:
+    """Range clashes and tensors in a wider format, the first of each; ``rest`` says where the others are."""
+    paint = _ansi if colour else _plain
+    findings = sort_findings(quantization)
+    if findings.count:
+        yield from ("", paint(f"{findings.count} range clash{'' if findings.count == 1 else 'es'}", "bold"))
+        for entry in findings.clashes[:_SHOWN]:
             yield from _listed(f"{_clean(entry.get('where'))}: {_clean(entry.get('text'))}", width)
             if entry.get("action"):
                 yield from (f"    {line}" for line in _wrapped(f"→ {_clean(entry['action'])}", width - 4))
-        yield from _more(len(findings))
+        yield from _more(len(findings.clashes), rest)
+        if findings.tails:
+            yield from _listed(findings.tails_text, width)
     raised = items(quantization.get("raised"))
     if raised:
         yield from (
@@ -91,7 +98,7 @@ def _quantization(quantization: dict[str, Any], paint: Paint, width: int) -> Ite
                 _clean(entry.get("reason")),
             )
             yield from _listed(f"{what}: {why}", width)
-        yield from _more(len(raised))
+        yield from _more(len(raised), rest)
 
 
 def _budget(report: dict[str, Any], paint: Paint) -> Iterator[str]:
@@ -103,9 +110,9 @@ def _budget(report: dict[str, Any], paint: Paint) -> Iterator[str]:
         yield f"Budget {word}  {line.name.lower()} {line.value}, limit {line.limit}"
 
 
-def _more(count: int) -> Iterator[str]:
+def _more(count: int, rest: str) -> Iterator[str]:
     if count > _SHOWN:
-        yield f"  … and {count - _SHOWN} more in the report"
+        yield f"  … and {count - _SHOWN} more {rest}"
 
 
 def _cell(shown: Figure | None) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.report.charts import Bar, LatencyChart, latency_chart, layer_bars, sqnr_tone
+from edgekit.report.findings import sort_findings
 from edgekit.report.numbers import (
     DASH,
     METHODS,
@@ -110,13 +112,15 @@ class TargetView:
     rows: list[Row]
     task_note: str
     findings: list[Finding]
+    tails: list[Finding]
+    tails_text: str
     overlays: list[Overlay]
     latency: LatencyChart | None
     threads: str
     bars: list[Bar]
     worst: list[Layer]
     layers: list[Layer]
-    parity_note: str
+    layers_note: str
     raised: list[Raised]
     quantization_note: str
     segments: list[Segment]
@@ -176,19 +180,22 @@ def _target(target: dict[str, Any], folder: Path) -> TargetView:
     layers = items(parity.get("layers"))
     placement = table(table(target.get("placement")).get("int8"))
     threads = finite(latency.get("threads"))
+    findings = sort_findings(quantization)
     return TargetView(
         name=_text(target.get("target")),
         title=_text(target.get("title")),
         rows=rows(target),
         task_note=_task_note(table(target.get("task"))),
-        findings=[_finding(entry) for entry in items(quantization.get("findings"))],
+        findings=[_finding(entry) for entry in findings.clashes],
+        tails=[_finding(entry) for entry in findings.tails],
+        tails_text=findings.tails_text,
         overlays=[_overlay(entry, folder) for entry in items(target.get("overlays"))],
         latency=latency_chart(table(latency.get("samples_ms"))),
         threads="" if threads is None else _count(threads, "thread"),
         bars=layer_bars(layers),
         worst=[_layer(entry) for entry in _by_sqnr(layers)[:_WORST_LAYERS]],
         layers=[_layer(entry) for entry in layers],
-        parity_note=_parity_note(parity),
+        layers_note=_layers_note(parity),
         raised=[_raised(entry) for entry in items(quantization.get("raised"))],
         quantization_note=_quantization_note(quantization),
         segments=_segments(placement),
@@ -276,17 +283,21 @@ def _ops(placement: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def _left(entries: Iterable[dict[str, Any]]) -> list[Left]:
-    grouped: dict[tuple[str, str], list[str]] = {}
+    """One line for each op and reason; reasons that differ only in the tensor they name are one."""
+    grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for entry in entries:
-        grouped.setdefault((_text(entry.get("op")), _text(entry.get("reason"))), []).append(
-            _text(entry.get("node"))
-        )
+        op, reason, node = (_text(entry.get(key)) for key in ("op", "reason", "node"))
+        grouped.setdefault((op, re.sub(r" '[^']*'", "", reason)), []).append((node, reason))
     ordered = sorted(grouped.items(), key=lambda item: -len(item[1]))
-    return [Left(op, reason, tuple(nodes)) for (op, reason), nodes in ordered]
+    return [
+        Left(op, pairs[0][1] if len(pairs) == 1 else reason, tuple(node for node, _ in pairs))
+        for (op, reason), pairs in ordered
+    ]
 
 
 def _changes(entries: object) -> list[ChangeLine]:
-    return [
+    """The passes that did something, in order, and last the names of the others in one line."""
+    lines = [
         ChangeLine(
             _text(entry.get("pass_name")),
             _text(entry.get("summary")),
@@ -296,6 +307,20 @@ def _changes(entries: object) -> list[ChangeLine]:
         )
         for entry in items(entries)
     ]
+    idle = [line for line in lines if _did_nothing(line)]
+    if len(idle) < 2:
+        return lines
+    names = ", ".join(line.name for line in idle)
+    return [
+        *(line for line in lines if line not in idle),
+        ChangeLine("", f"Nothing to do for {names}.", ()),
+    ]
+
+
+def _did_nothing(line: ChangeLine) -> bool:
+    """Whether a summary counts nothing but zeros, as "removed 0 nodes" does."""
+    counts = re.findall(r"(?<![\w.])\d+(?![\w.])", line.summary)
+    return not line.refused and bool(counts) and not any(int(count) for count in counts)
 
 
 def _task_note(task: dict[str, Any]) -> str:
@@ -307,8 +332,8 @@ def _task_note(task: dict[str, Any]) -> str:
     return ". ".join(_sentence(part.rstrip(".")) for part in parts if part)
 
 
-def _parity_note(parity: dict[str, Any]) -> str:
-    samples = finite(parity.get("samples"))
+def _layers_note(parity: dict[str, Any]) -> str:
+    samples = finite(parity.get("layer_samples"))
     return f"over {_count(samples, 'sample')}" if samples else ""
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from edgekit.errors import OutputError
 from edgekit.measure.decode import Detections
-from edgekit.measure.overlay import class_color, draw_detections, save_picture, side_by_side
+from edgekit.measure.overlay import class_color, draw_detections, save_jpeg
 
 GREY = np.full((480, 640, 3), 128, np.uint8)
 
@@ -64,18 +64,11 @@ def test_first_classes_have_different_colours() -> None:
     assert apart.min() > 30
 
 
-def test_side_by_side_is_saved(tmp_path: Path) -> None:
-    left, right = Image.new("RGB", (100, 80), "red"), Image.new("RGB", (100, 80), "blue")
-    save_picture(side_by_side([left, right], ["float", "int8"]), tmp_path / "new" / "x.png")
-    with Image.open(tmp_path / "new" / "x.png") as sheet:
-        assert sheet.width == 212
-        assert sheet.getpixel((50, sheet.height - 5)) == (255, 0, 0)
-        assert sheet.getpixel((150, sheet.height - 5)) == (0, 0, 255)
-    with pytest.raises(OutputError):
-        save_picture(left, tmp_path / "new" / "x.png" / "y.png")
-
-
-def test_a_jpg_is_a_jpeg(tmp_path: Path) -> None:
-    save_picture(Image.new("RGB", (100, 80), "red"), tmp_path / "x.jpg")
-    with Image.open(tmp_path / "x.jpg") as picture:
+def test_a_picture_is_saved_as_jpeg_or_not_at_all(tmp_path: Path) -> None:
+    red = Image.new("RGB", (100, 80), "red")
+    save_jpeg(red, tmp_path / "new" / "x.jpg")
+    with Image.open(tmp_path / "new" / "x.jpg") as picture:
         assert picture.format == "JPEG"
+        assert picture.size == (100, 80)
+    with pytest.raises(OutputError):
+        save_jpeg(red, tmp_path / "new" / "x.jpg" / "y.jpg")

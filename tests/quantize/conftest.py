@@ -53,7 +53,7 @@ def _values(graph: Graph, feeds: Sequence[Feeds]) -> dict[str, Array]:
 def _fake_quantized(values: Array, params: QParams) -> Array:
     low, high = params.format.limits
     codes = np.clip(np.rint(values.astype(np.float64) / params.scale) + params.zero_point, low, high)
-    return ((codes - params.zero_point) * params.scale).astype(np.float32)
+    return np.asarray((codes - params.zero_point) * params.scale, np.float32)
 
 
 def _reference(
@@ -107,7 +107,11 @@ class _RandomNet:
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
         self.lines: list[str] = []
-        self.constants: dict[str, Any] = {"zero": np.float32(0), "six": np.float32(6), "minus": np.float32(-1)}
+        self.constants: dict[str, Any] = {
+            "zero": np.float32(0),
+            "six": np.float32(6),
+            "minus": np.float32(-1),
+        }
         self.size = int(self.random.choice([1, 5, 8]))
         self.channels = int(self.random.choice([3, 4, 16]))
         self.first = self.channels
@@ -118,7 +122,9 @@ class _RandomNet:
         entry = self.size
         self.conv()
         for _ in range(int(self.random.integers(2, 7))):
-            getattr(self, self.random.choice(["conv", "relu", "clip", "cut", "silu", "add", "concat", "pool"]))()
+            getattr(
+                self, self.random.choice(["conv", "relu", "clip", "cut", "silu", "add", "concat", "pool"])
+            )()
         rank = int(self.random.integers(2, 5))
         if rank == 4:
             self.conv(32)
@@ -136,7 +142,7 @@ class _RandomNet:
 
     def weight(self, *shape: int) -> str:
         name = f"w{len(self.constants)}"
-        self.constants[name] = self.random.standard_normal(shape) / np.sqrt(max(np.prod(shape[1:]), 1))
+        self.constants[name] = self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         return name
 
     def conv(self, out: int = 0) -> None:

@@ -49,7 +49,9 @@ def test_range_and_bins() -> None:
 def test_through_a_function(label: str, seed: int, shift: float, spread: float, channels: int) -> None:
     function, turns = FUNCTIONS[label]
     random = np.random.default_rng(seed)
-    values = (random.standard_normal((channels, 400)) + random.standard_normal((channels, 1))) * spread + shift
+    values = (
+        random.standard_normal((channels, 400)) + random.standard_normal((channels, 1))
+    ) * spread + shift
     before = _of(values)
     after = before.through(function, turns)
     images = function(values)

@@ -46,7 +46,7 @@ def test_ranges_of_random_networks(
         tolerance = 1e-4 * (1 + np.abs(channels).max())
         seen = channels.min(1)
         if name in silus:
-            # Carried through from its input: never narrower than what was seen, never past the SiLU's own ends.
+            # Carried through from its input: not narrower than what was seen, nor past the SiLU's own ends.
             inner = _channels(expected[silus[name]])
             top = np.maximum(silu(inner.max(1)), silu(inner.min(1)))
             assert (histogram.channel_max >= channels.max(1) - tolerance).all(), name
@@ -73,7 +73,9 @@ def test_small_tensors_are_counted_whole(
 ) -> None:
     graph = random_net(seed)
     feeds = samples(graph, BLOCK - 1, seed)  # one block, so that nothing has been moved into new bins
-    expected = {n: v for n, v in values(graph, feeds).items() if v[0].size <= VALUES and n not in silu_inputs(graph)}
+    expected = {
+        n: v for n, v in values(graph, feeds).items() if v[0].size <= VALUES and n not in silu_inputs(graph)
+    }
     found = observe(graph, expected, feeds, threads=1).histograms
     for name, stacked in expected.items():
         histogram, seen = found[name], stacked.ravel().astype(np.float64)
@@ -82,14 +84,18 @@ def test_small_tensors_are_counted_whole(
         edges = histogram.edges_low + histogram.width * np.arange(BINS + 1)
         for index in range(0, BINS + 1, 97):
             slack = histogram.width * 0.01 + 1e-5
-            assert (seen < edges[index] - slack).sum() <= below[index] <= (seen <= edges[index] + slack).sum(), name
+            assert (
+                (seen < edges[index] - slack).sum() <= below[index] <= (seen <= edges[index] + slack).sum()
+            ), name
 
 
 def _conv(
     build: Build, size: int = 32, rest: str = "y = Relu(c)", constants: dict[str, Array] | None = None
 ) -> Graph:
     weight = np.random.default_rng(0).standard_normal((5, 3, 3, 3))
-    text = f"g (float[1,3,{size},{size}] x) => (float[1,5,{size},{size}] y) {{ c = Conv <pads=[1,1,1,1]> (x, w) {rest} }}"
+    text = f"""g (float[1,3,{size},{size}] x) => (float[1,5,{size},{size}] y) {{
+        c = Conv <pads=[1,1,1,1]> (x, w) {rest}
+    }}"""
     return build(text, {"w": weight, **(constants or {})})
 
 
@@ -172,7 +178,9 @@ def test_a_value_that_is_not_finite_is_refused(build: Build, bad: float, pixel: 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (17, 13), (5, 30)])
 def test_one_nan_that_arises_inside_is_found(build: Build, pixel: tuple[int, int]) -> None:
-    graph = _conv(build, rest="l = Sqrt(x) d = Conv(l, v) y = Add(c, d)", constants={"v": np.ones((5, 3, 1, 1))})
+    graph = _conv(
+        build, rest="l = Sqrt(x) d = Conv(l, v) y = Add(c, d)", constants={"v": np.ones((5, 3, 1, 1))}
+    )
     image = np.ones((1, 3, 32, 32), np.float32)
     image[0, 1, pixel[0], pixel[1]] = -1.0
     with pytest.raises(ModelError, match="not finite"):
@@ -226,3 +234,13 @@ def test_a_silu_is_not_run_for_its_range(build: Build, samples: MakeSamples) -> 
 def test_a_gate_of_another_tensor_is_no_silu(build: Build) -> None:
     graph = _conv(build, rest="r = Relu(c) s = Sigmoid(r) y = Mul(c, s)")
     assert silu_inputs(graph) == {}
+
+
+def test_sampled_values_do_not_keep_time_with_the_channels(build: Build) -> None:
+    graph = build("g (float[1,64,64] x) => (float[1,64,64] y) { y = Relu(x) }")
+    x = np.zeros((1, 64, 64), np.float32)
+    x[..., 3] = 1.0  # one channel in 64
+    x[..., 0] = -1.0
+    found = observe(graph, ["x"], [{"x": x}]).histograms["x"]
+    share = np.array([found.counts[0], found.counts[BINS // 2], found.counts[-1]]) / found.counts.sum()
+    np.testing.assert_allclose(share, [1 / 64, 62 / 64, 1 / 64], atol=0.005)

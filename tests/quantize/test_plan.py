@@ -73,20 +73,22 @@ def test_rule_2_the_tail(build: Build, scheme: Scheme) -> None:
     assert all("between the last convolution and the output" in r for r in _floats(plan).values())
 
 
-@pytest.mark.parametrize(("weights", "integer"), [(FEW_WEIGHTS // 8, False), (FEW_WEIGHTS // 8 + 1, True)])
+@pytest.mark.parametrize(("weights", "integer"), [(FEW_WEIGHTS // 16, False), (FEW_WEIGHTS // 16 + 1, True)])
 def test_rule_2_a_convolution_of_a_few_weights_is_arithmetic(
     weights: int, integer: bool, build: Build, scheme: Scheme
 ) -> None:
-    lines = "a = Conv(x, w1) b = Conv(a, w3) y = Conv(b, few)"
-    graph = _graph(build, lines, f"1,{weights},8,8", few=np.ones((weights, 8, 1, 1)))
+    lines = "a = Conv(x, w1) b = Conv(a, w2) y = Conv(b, few)"
+    graph = _graph(build, lines, f"1,{weights},8,8", few=np.ones((weights, 16, 1, 1)))
     plan = make_plan(graph, scheme)
     assert ("y" in _integer(plan)) is integer
-    # In front of other weights it is not in the tail.
+    # The first has few weights too, but stands in front of many.
     assert {"a", "b"} <= _integer(plan)
 
 
 def test_rule_2_an_output_on_the_way_is_no_tail(build: Build, scheme: Scheme) -> None:
-    text = "g (float[1,3,8,8] x) => (float[1,8,8,8] s, float[1,16,8,8] y) {a = Conv(x, w1) s = Sigmoid(a) y = Conv(s, w2)}"
+    text = """g (float[1,3,8,8] x) => (float[1,8,8,8] s, float[1,16,8,8] y) {
+        a = Conv(x, w1) s = Sigmoid(a) y = Conv(s, w2)
+    }"""
     plan = make_plan(build(text, {k: v for k, v in _constants().items() if k != "w3"}), scheme)
     assert _integer(plan) == {"a", "s", "y"}
 
@@ -101,14 +103,14 @@ def test_rule_3_raised(build: Build, scheme: Scheme) -> None:
 
 
 def test_rule_4_lonely_elementwise_arithmetic(build: Build, scheme: Scheme) -> None:
-    graph = _graph(build, "t = Tanh(x) a = Add(t, t) b = Exp(a) y = Conv(b, w1)", "1,8,8,8", w1=np.ones((8, 3, 3, 3)))
-    plan = make_plan(_graph(build, "t = Tanh(x) a = Add(t, t) e = Exp(a) c = Conv(e, w1) y = Conv(c, w2)"), scheme)
+    plan = make_plan(
+        _graph(build, "t = Tanh(x) a = Add(t, t) e = Exp(a) c = Conv(e, w1) y = Conv(c, w2)"), scheme
+    )
     assert _floats(plan)["a"] == "nothing that follows it runs on integers"
     plan = make_plan(_graph(build, "t = Tanh(x) a = Add(t, t) c = Conv(a, w1) y = Conv(c, w2)"), scheme)
     assert _floats(plan)["a"] == "nothing before it runs on integers"
     plan = make_plan(_graph(build, "c = Conv(x, w1) a = Add(c, c) e = Exp(a) y = Conv(e, w2)"), scheme)
     assert _floats(plan)["a"] == "nothing that follows it runs on integers"
-    assert graph is not None
 
 
 def test_rule_4_follows_through_a_chain(build: Build, scheme: Scheme) -> None:
@@ -118,7 +120,9 @@ def test_rule_4_follows_through_a_chain(build: Build, scheme: Scheme) -> None:
 
 
 def test_rule_5_a_mover_follows_its_readers(build: Build, scheme: Scheme) -> None:
-    lines = "c = Conv(x, w1) {} p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (c) q = Exp(p) y = Conv(q, w2)"
+    lines = (
+        "c = Conv(x, w1) {} p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (c) q = Exp(p) y = Conv(q, w2)"
+    )
     plan = make_plan(_graph(build, lines.format(""), "1,16,4,4"), scheme)
     assert _floats(plan)["p"] == "nothing that follows it runs on integers"
     lines = "c = Conv(x, w1) p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (c) y = Conv(p, w2)"
@@ -129,10 +133,12 @@ def test_rule_5_a_mover_follows_its_readers(build: Build, scheme: Scheme) -> Non
 
 
 def test_rule_5_a_moved_input_is_quantized_behind_the_move(build: Build, scheme: Scheme) -> None:
-    lines = "p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (x) t = Transpose <perm=[0,1,3,2]> (p) c = Conv(t, w1) y = Conv(c, w2)"
+    lines = """p = MaxPool <kernel_shape=[2,2], strides=[2,2]> (x) t = Transpose <perm=[0,1,3,2]> (p)
+        c = Conv(t, w1) y = Conv(c, w2)"""
     graph = _graph(build, lines, "1,16,4,4")
     plan = make_plan(graph, scheme)
-    assert _floats(plan)["p"] == _floats(plan)["t"] == "it moves an input of the graph, which is float"
+    assert _floats(plan)["t"] == "it moves an input of the graph, which is float"
+    assert _floats(plan)["p"] == "nothing that follows it runs on integers"
     assert plan.tensors == plan.sources == ("t", "c", "y")
     assert moved_inputs(graph, scheme) == {"x": "x", "p": "x", "t": "x"}
 
@@ -144,11 +150,43 @@ def test_two_inputs_that_meet_are_no_moved_input(build: Build, scheme: Scheme) -
     assert moved_inputs(build(text), scheme) == {"x": "x", "z": "z"}
 
 
-def test_cubic_resize_stays_in_float(build: Build, scheme: Scheme) -> None:
-    lines = 'c = Conv(x, w1) r = Resize <mode="cubic"> (c, roi, twice) y = Conv(r, w2)'
+@pytest.mark.parametrize(("mode", "integer"), [("nearest", True), ("linear", False), ("cubic", False)])
+def test_an_op_whose_kernel_has_some_modes_only(
+    mode: str, integer: bool, build: Build, scheme: Scheme
+) -> None:
+    lines = f'c = Conv(x, w1) r = Resize <mode="{mode}"> (c, roi, twice) y = Conv(r, w2)'
     twice = np.array([1, 1, 2, 2], np.float32)
     graph = _graph(build, lines, "1,16,16,16", roi=np.zeros(0, np.float32), twice=twice)
-    assert "cubic" in _floats(make_plan(graph, scheme))["r"]
+    plan = make_plan(graph, scheme)
+    assert ("r" in _integer(plan)) is integer
+    if not integer:
+        assert _floats(plan)["r"] == f"the target has no integer kernel for Resize with mode '{mode}'"
+        assert plan.tensors == ("x", "c", "r", "y")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "mixed"),
+    [
+        ("Relu(a)", "Relu(b)", False),
+        ("Relu(a)", "Exp(b)", True),
+        ("Relu(a)", "Clip(b, lo, hi)", True),
+        ("Clip(a, lo, hi)", "Clip(b, lo, hi)", False),
+        ("Clip(a, lo, hi)", "Clip(b, lo, top)", True),
+        ("Sigmoid(a)", "Sigmoid(b)", False),
+    ],
+)
+def test_an_absorbed_activation_keeps_a_scale_of_its_own(
+    first: str, second: str, mixed: bool, build: Build, scheme: Scheme
+) -> None:
+    lines = f"""a = Conv(x, w1) p = {first} q = MaxPool <kernel_shape=[1,1]> (p) b = Conv(x, v1) r = {second}
+        j = Concat <axis=1> (q, r) y = Conv(j, w4)"""
+    bounds: dict[str, Any] = {"lo": np.float32(0), "hi": np.float32(6), "top": np.float32(5)}
+    graph = _graph(build, lines, v1=np.ones((8, 3, 1, 1)), w4=np.ones((16, 16, 1, 1)), **bounds)
+    plan = make_plan(graph, scheme)
+    assert plan.groups["p"] == plan.groups["q"]
+    assert (plan.groups["p"] != plan.groups["r"]) is mixed
+    assert ("j" in plan.sources) is mixed
+    assert (plan.groups["j"] == "j") is mixed
 
 
 def test_absorbed_activations(build: Build, scheme: Scheme) -> None:
@@ -169,7 +207,9 @@ def test_absorbed_activations(build: Build, scheme: Scheme) -> None:
     ],
 )
 def test_activations_that_cannot_be_absorbed(lines: str, why: str, build: Build, scheme: Scheme) -> None:
-    plan = make_plan(_graph(build, lines, lo=np.float32(0)) if "lo," in lines else _graph(build, lines), scheme)
+    plan = make_plan(
+        _graph(build, lines, lo=np.float32(0)) if "lo," in lines else _graph(build, lines), scheme
+    )
     assert plan.absorbed == {}, why
     assert "a" in plan.tensors
 
@@ -243,20 +283,22 @@ def _quantized(graph: Graph, plan: Plan, scheme: Scheme, feeds: list[dict[str, A
         "m = Flatten(a) y = MatMul(m, wm)",
         "m = Reshape(a, s) y = MatMul(m, wm)",
         "p = MaxPool <kernel_shape=[1,1]> (a) m = Flatten(p) y = MatMul(m, wm)",
-        "b = Conv(x, w1) j = Concat <axis=1> (a, b) s2 = Slice(j, from, to, ax) m = Flatten(s2) y = MatMul(m, wm)",
+        "b = Conv(x, w1) j = Concat <axis=1> (a, b) m0 = Slice(j, from, to, ax) "
+        "m = Flatten(m0) y = MatMul(m, wm)",
     ],
 )
 def test_a_raised_tensor_that_is_moved(
     mover: str, build: Build, samples: MakeSamples, scheme: Scheme
 ) -> None:
+    weight = np.random.default_rng(0).standard_normal((512, 16))
     more = {"from": np.array([4]), "to": np.array([12]), "ax": np.array([1]), "s": np.array([1, 512])}
-    graph = _graph(build, "a = Conv(x, w1) " + mover, "1,16", wm=np.ones((512, 16)) / 512, **more)
+    graph = _graph(build, "a = Conv(x, w1) " + mover, "1,16", wm=weight, **more)
     feeds = samples(graph, 3)
     plan = make_plan(graph, scheme, raised=["a"])
     made = _quantized(graph, plan, scheme, feeds)
     assert "a" not in plan.tensors
     wanted, found = (open_runner(g, threads=1).run(feeds[0])["y"] for g in (graph, made))
-    np.testing.assert_allclose(found, wanted, atol=0.03 * np.abs(wanted).max())
+    np.testing.assert_allclose(found, wanted, atol=0.06 * np.abs(wanted).max())
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -296,7 +338,9 @@ def test_any_raised_set_gives_a_graph_that_runs(
         runner = open_runner(made, threads=1, integer=False, extra_outputs=clean)
         outputs = runner.run(feeds[0])
         for name in clean:
-            np.testing.assert_allclose(outputs[name], wanted[name][0], atol=1e-4 * (1 + np.abs(wanted[name]).max()))
+            np.testing.assert_allclose(
+                outputs[name], wanted[name][0], atol=1e-4 * (1 + np.abs(wanted[name]).max())
+            )
 
 
 def _before(graph: Graph, tensor: str) -> set[str]:
@@ -313,9 +357,7 @@ def _before(graph: Graph, tensor: str) -> set[str]:
     return found
 
 
-def test_everything_raised_is_the_float_graph(
-    build: Build, samples: MakeSamples, scheme: Scheme
-) -> None:
+def test_everything_raised_is_the_float_graph(build: Build, samples: MakeSamples, scheme: Scheme) -> None:
     graph = _graph(build, "a = Conv(x, w1) r = Relu(a) b = Conv(r, w3) y = Conv(b, w2)")
     plan = make_plan(graph, scheme, raised=make_plan(graph, scheme).tensors)
     assert plan.integer_nodes == frozenset()

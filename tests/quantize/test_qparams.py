@@ -65,7 +65,11 @@ def test_an_empty_range() -> None:
 
 def _error(weight: Array, scales: Array, axis: int | None) -> Array:
     """Squared error of each channel."""
-    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    rows = (
+        weight.reshape(1, -1)
+        if axis is None
+        else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    )
     steps = scales.reshape(-1, 1).astype(np.float64)
     return np.asarray(((np.clip(np.round(rows / steps), -127, 127) * steps - rows) ** 2).sum(1))
 
@@ -73,7 +77,9 @@ def _error(weight: Array, scales: Array, axis: int | None) -> Array:
 @pytest.mark.parametrize("axis", [0, 1, None])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), power=st.floats(0.5, 6))
-def test_weight_scales_are_never_worse_than_the_largest_weight(axis: int | None, seed: int, power: float) -> None:
+def test_weight_scales_are_never_worse_than_the_largest_weight(
+    axis: int | None, seed: int, power: float
+) -> None:
     random = np.random.default_rng(seed)
     weight = random.standard_normal((4, 6, 3, 3))
     weight = np.sign(weight) * np.abs(weight) ** power  # from flat to heavy tails

@@ -133,6 +133,7 @@ def _target(layers: int) -> dict[str, Any]:
         },
         "parity": {
             "samples": 64,
+            "layer_samples": 4,
             "method": "host",
             "outputs": [
                 {

@@ -74,7 +74,7 @@ def test_the_page_says_what_the_report_says(report: dict[str, Any], folder: Path
 def test_every_figure_has_its_method(report: dict[str, Any], folder: Path) -> None:
     html = render(report, folder)
     cells = re.findall(r'<td class="value" data-method="([^"]*)"', html)
-    assert len(cells) == 14
+    assert len(cells) == 15
     assert set(cells) == {"host", "file"}
 
 
@@ -217,6 +217,7 @@ def test_a_row_without_figures_is_left_out(report: dict[str, Any]) -> None:
         "Size",
         "Peak memory",
         "Cosine to float",
+        "worst sample",
         "Signal to noise",
     ]
     for part in ("task", "latency", "parity"):
@@ -227,7 +228,7 @@ def test_a_row_without_figures_is_left_out(report: dict[str, Any]) -> None:
 def test_the_worst_of_several_outputs_is_shown(report: dict[str, Any]) -> None:
     outputs = report["targets"][0]["parity"]["outputs"]
     outputs.append({"name": "boxes", "cosine": 0.9, "sqnr_db": 40.0})
-    cosine, noise = rows(report["targets"][0])[-2:]
+    cosine, _, noise = rows(report["targets"][0])[-3:]
     assert cosine.int8 is not None
     assert cosine.int8.value == 0.9
     assert "boxes" in cosine.int8.note
@@ -288,3 +289,40 @@ def test_numbers_read_well() -> None:
     assert with_unit(0.33849, "mAP") == "0.338"
     assert with_unit(25.94, "dB") == "25.9 dB"
     assert [signed(v) for v in (-0.0061, 0.0004, 0.012)] == ["−0.006", "±0", "+0.012"]
+
+
+def test_passes_without_work_are_one_line(report: dict[str, Any], folder: Path) -> None:
+    report["model"]["capture"]["changes"] += [
+        {"pass_name": "name_nodes", "summary": "named 0 nodes", "refused": []},
+        {"pass_name": "fold_batchnorm", "summary": "folded 0 of 0 batch normalizations", "refused": []},
+        {"pass_name": "upgrade_opset", "summary": "opset 10 already", "refused": []},
+    ]
+    html = render(report, folder)
+    assert "Nothing to do for name_nodes, fold_batchnorm." in html
+    assert "named 0 nodes" not in html
+    assert "opset 10 already" in html
+
+
+def test_nodes_left_in_float_for_one_reason_are_one_line(report: dict[str, Any], folder: Path) -> None:
+    report["targets"][0]["placement"]["int8"]["left"] = [
+        {"op": "Mul", "node": "m1", "reason": "its input 'a' is not quantized"},
+        {"op": "Mul", "node": "m2", "reason": "its input 'b' is not quantized"},
+        {"op": "Add", "node": "a1", "reason": "its input 'c' is not quantized"},
+    ]
+    html = render(report, folder)
+    assert "its input is not quantized" in html
+    assert html.count("is not quantized") == 2
+    assert "its input &#39;c&#39; is not quantized" in html
+
+
+def test_tails_are_folded(report: dict[str, Any], folder: Path) -> None:
+    tail = {
+        "kind": "pre-activation-tail",
+        "text": "reaches -20, deep",
+        "action": "range cut at -4",
+        "ratio": 5,
+    }
+    report["targets"][0]["quantization"]["findings"] = [{**tail, "where": f"t{i}"} for i in range(3)]
+    html = render(report, folder)
+    assert "<summary>3 pre-activation tails cut (largest: t0, reaches -20)</summary>" in html
+    assert html.count("range cut at -4") == 3

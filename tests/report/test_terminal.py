@@ -76,3 +76,44 @@ def test_several_targets_have_a_table_each(report: dict[str, Any]) -> None:
     assert "on ort-cpu:host" in text
     assert "on null:host" in text
     assert text.count("Peak memory") == 2
+
+
+def test_cut_tails_are_one_line_after_what_was_acted_on(report: dict[str, Any]) -> None:
+    def entry(kind: str, where: str, action: str, ratio: float) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "where": where,
+            "text": f"reaches -{ratio:g}, deep",
+            "action": action,
+            "ratio": ratio,
+        }
+
+    report["targets"][0]["quantization"]["findings"] = [
+        entry("channel-range-clash", "idle", "none needed: its effect is small", 90),
+        entry("channel-range-clash", "done", "raised to float32", 40),
+        entry("pre-activation-tail", "t1", "range cut at -4", 20),
+        entry("pre-activation-tail", "t2", "range cut at -5", 108),
+    ]
+    lines = summary(report).splitlines()
+    start = lines.index("4 range clashes")
+    assert lines[start + 1].startswith("- done: ")
+    assert lines[start + 3].startswith("- idle: ")
+    assert lines[start + 5] == "- 2 pre-activation tails cut (largest: t2, reaches -108)"
+
+
+def test_outputs_are_shown_once_with_the_worst_sample(report: dict[str, Any]) -> None:
+    target = report["targets"][0]
+    assert re.search(r"\n  worst sample +– +0\.99642 host\n", summary(report))
+    target["task"] = {
+        "name": "outputs",
+        "images": 32,
+        "int8": {
+            "cosine": {"value": 0.9987, "unit": "cosine", "method": "host", "spread": {"min": 0.9951}},
+            "sqnr_db": {"value": 24.0, "unit": "dB", "method": "host"},
+            "top1": {"value": 0.9, "unit": "", "method": "host"},
+        },
+    }
+    text = summary(report)
+    assert text.count("Cosine to float") == text.count("worst sample") == text.count("Signal to noise") == 1
+    assert re.search(r"\n  worst sample +– +0\.99510 host\n", text)
+    assert "largest" not in text
