@@ -1,7 +1,7 @@
 """The one representation of a network: an ONNX graph and the history of what was done to it.
 
-Passes are functions ``Graph -> Graph``. A pass works on ``graph.copy()`` and returns ``copy.with_change(...)``:
-the graph it was given stays as it was.
+Passes are functions ``Graph -> Graph``. A pass works on ``graph.copy()`` and returns
+``copy.with_change(...)``; the graph it was given stays as it was.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def open_runner(
         model: A graph, a serialized model or a file.
         threads: Intra-op threads; 0 takes one per physical core.
         optimize: False switches all graph optimizations off, so that every tensor is what the file says.
-        integer: False computes between QuantizeLinear and DequantizeLinear in float, as the file says, without
-            looking for integer kernels.
+        integer: False computes between QuantizeLinear and DequantizeLinear in float, as the file says,
+            without looking for integer kernels.
         extra_outputs: Inner tensors to return besides the graph's outputs.
 
     Raises:

@@ -70,7 +70,9 @@ def test_the_bar_names_finished_steps(capsys: pytest.CaptureFixture[str]) -> Non
     with BarReporter() as shown:
         shown.step("calibrate [1]")
         shown.update(1, 2)
+        assert shown.bar.tasks[0].total == 2
         shown.update(2, 2)
+        assert shown.bar.tasks[0].total is None, "what follows has no known end"
         shown.status("minmax [a]: 30.0 dB")
         assert shown.bar.tasks[0].fields["status"] == ": minmax [a]: 30.0 dB"
         shown.step("compile")

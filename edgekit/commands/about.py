@@ -54,17 +54,23 @@ def targets(
                 rows.append((f"  {summary.name}:{profile}", title, default))
         return Answer({"targets": [summary.to_json() for summary in found]}, "\n".join(columns(rows)))
     content = load_target(name).describe()
-    # 0 is "the machine's own", and an operator's empty conditions are none.
+    return Answer(content, "\n".join(_tree(_readable(content))))
+
+
+def _readable(content: dict[str, Any]) -> dict[str, Any]:
+    """A target's description without what says nothing: 0 is "the machine's own", {} "no condition"."""
     profile = {
         key: "no" if value is False else value
         for key, value in content["profile"].items()
         if value is False or value not in (0, {})
     }
-    scheme = dict(content.get("scheme") or {})
-    for op, rule in scheme.get("ops", {}).items():
-        scheme["ops"] = {**scheme["ops"], op: {key: value for key, value in rule.items() if value != {}}}
-    readable = {**content, "profile": profile, **({"scheme": scheme} if scheme else {})}
-    return Answer(content, "\n".join(_tree(readable)))
+    if not content.get("scheme"):
+        return {**content, "profile": profile}
+    ops = {
+        op: {key: value for key, value in rule.items() if value != {}}
+        for op, rule in content["scheme"]["ops"].items()
+    }
+    return {**content, "profile": profile, "scheme": {**content["scheme"], "ops": ops}}
 
 
 def models(

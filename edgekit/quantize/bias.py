@@ -20,8 +20,8 @@ from edgekit.graph import Change, Graph, array
 from edgekit.quantize.histogram import Array
 from edgekit.quantize.plan import MAC_OPS, Plan, name
 from edgekit.quantize.probe import channel_means
-from edgekit.quantize.qdq import weight_axis
-from edgekit.quantize.qparams import weight_codes, weight_scales
+from edgekit.quantize.qdq import all_weight_scales, weight_axis
+from edgekit.quantize.qparams import weight_codes
 from edgekit.quantize.scheme import Scheme
 
 #: Marks the tensors of the quantized graph where two graphs run as one.
@@ -46,6 +46,7 @@ def correct_biases(
     scheme: Scheme,
     means: Mapping[str, Array],
     quantized_means: Mapping[str, Array] | None = None,
+    scales: Mapping[str, Array] | None = None,
 ) -> Graph:
     """``graph`` with biases that undo the mean shift of quantization.
 
@@ -56,7 +57,9 @@ def correct_biases(
         means: Mean of every channel of the tensors that :func:`correctable` names, ``E[x]``.
         quantized_means: The same of their quantized form, ``E[x']``; when None, only the rounding of the weights is
             corrected.
+        scales: What :func:`~edgekit.quantize.qdq.all_weight_scales` finds, where the caller has it already.
     """
+    scales = scales or all_weight_scales(graph, scheme)
     reads = correctable(graph, plan)
     shifts = {}
     for node in graph.nodes:
@@ -66,7 +69,7 @@ def correct_biases(
             continue
         seen = mean if quantized_means is None else quantized_means.get(reads[name(node)], mean)
         axis = weight_axis(node, scheme, weight.ndim)
-        rounding = _rounded(weight, axis, scheme) - weight
+        rounding = _rounded(weight, scales[name(node)], axis, scheme) - weight
         shifts[name(node)] = -(_times(node, rounding, axis, seen) + _times(node, weight, axis, seen - mean))
     largest = max((float(np.abs(s).max()) for s in shifts.values()), default=0.0)
     cause = "weights" if quantized_means is None else "weights and activations"
@@ -111,8 +114,7 @@ def quantized_means(
     return {tensor: found[t] for tensor, t in wanted.items()}
 
 
-def _rounded(weight: Array, axis: int | None, scheme: Scheme) -> Array:
-    scales = weight_scales(weight, axis, scheme.weight)
+def _rounded(weight: Array, scales: Array, axis: int | None, scheme: Scheme) -> Array:
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     return np.asarray(weight_codes(weight, scales, axis, scheme.weight) * np.reshape(scales, shape))
 

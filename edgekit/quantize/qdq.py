@@ -18,11 +18,23 @@ import onnx_ir as ir
 from edgekit.graph import Change, Graph, array
 from edgekit.quantize.histogram import Array
 from edgekit.quantize.plan import MAC_OPS, Plan, is_activation, name
-from edgekit.quantize.qparams import BIAS_LIMIT, QParams, activation_params, weight_codes, weight_scales
+from edgekit.quantize.qparams import (
+    QParams,
+    activation_params,
+    weight_codes,
+    weight_scales,
+    with_room_for_bias,
+)
 from edgekit.quantize.scheme import Scheme
 
 
-def insert_qdq(graph: Graph, plan: Plan, params: Mapping[str, QParams], scheme: Scheme) -> Graph:
+def insert_qdq(
+    graph: Graph,
+    plan: Plan,
+    params: Mapping[str, QParams],
+    scheme: Scheme,
+    scales: Mapping[str, Array] | None = None,
+) -> Graph:
     """The QDQ form of ``graph``.
 
     Args:
@@ -30,9 +42,10 @@ def insert_qdq(graph: Graph, plan: Plan, params: Mapping[str, QParams], scheme: 
         plan: What is quantized.
         params: Parameters of every tensor in ``plan.tensors``.
         scheme: The target's number formats.
+        scales: What :func:`all_weight_scales` finds, where the caller has it already.
     """
     result = graph.copy()
-    writer = _Writer(result, plan, params, scheme)
+    writer = _Writer(result, plan, params, scheme, scales or all_weight_scales(graph, scheme))
     writer.write()
     summary = (
         f"{len(plan.tensors)} activations to {scheme.activation.value}, {writer.weights} weights to "
@@ -41,11 +54,21 @@ def insert_qdq(graph: Graph, plan: Plan, params: Mapping[str, QParams], scheme: 
     return result.with_change(Change("insert_qdq", summary))
 
 
+def all_weight_scales(graph: Graph, scheme: Scheme) -> dict[str, Array]:
+    """Scales of the weights of every node that the scheme could compute in integers, by node name."""
+    found = {}
+    for node in graph.nodes:
+        weight = array(node.inputs[1]) if node.op_type in MAC_OPS and node.op_type in scheme.ops else None
+        if weight is not None:
+            found[name(node)] = weight_scales(weight, weight_axis(node, scheme, weight.ndim), scheme.weight)
+    return found
+
+
 def insert_pairs(graph: Graph, params: Mapping[str, QParams]) -> Graph:
     """``graph`` with single activations quantized and dequantized at once, everything else in float."""
     result = graph.copy()
     nowhere = Plan(frozenset(), tuple(params), {t: t for t in params}, tuple(params), (), {}, {})
-    writer = _Writer(result, nowhere, params, Scheme(ops={}))
+    writer = _Writer(result, nowhere, params, Scheme(ops={}), {})
     values = result.values()
     for tensor in params:
         writer.pair(values[tensor], all_readers=True)
@@ -58,6 +81,7 @@ class _Writer:
     plan: Plan
     params: Mapping[str, QParams]
     scheme: Scheme
+    scales: Mapping[str, Array]
     weights: int = 0
 
     def __post_init__(self) -> None:
@@ -110,9 +134,9 @@ class _Writer:
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         bias = array(bias_value)
         step = self.params[str(_given(node, 0).name)].scale
-        channels = weight.shape[axis] if axis is not None else 1
-        floor = None if bias is None else np.abs(np.broadcast_to(bias.ravel(), channels)) / (step * BIAS_LIMIT)
-        scales = weight_scales(weight, axis, self.scheme.weight, bias_floor=floor)
+        scales = self.scales[name(node)]
+        if bias is not None:
+            scales = with_room_for_bias(scales, bias, step)
         codes = weight_codes(weight, scales, axis, self.scheme.weight)
         node.replace_input_with(1, self._dequantized(weight_value, codes, scales, axis, node))
         self.weights += 1

@@ -56,14 +56,13 @@ def activation_params(low: float, high: float, fmt: Format) -> QParams:
     return QParams(float(scale), zero, fmt)
 
 
-def weight_scales(weight: Array, axis: int | None, fmt: Format, *, bias_floor: Array | None = None) -> Array:
+def weight_scales(weight: Array, axis: int | None, fmt: Format) -> Array:
     """Symmetric scales, one per channel of ``axis`` (or one in all), by least squared error.
 
     Args:
         weight: The weights.
         axis: Channel axis, or None for one scale.
         fmt: ``int8`` or ``int16``.
-        bias_floor: Smallest scale per channel at which the bias still fits its codes.
 
     Returns:
         float32 scales, shape ``[channels]`` or ``[]``.
@@ -77,10 +76,14 @@ def weight_scales(weight: Array, axis: int | None, fmt: Format, *, bias_floor: A
         error = ((np.clip(np.round(rows / scale), -top, top) * scale - rows) ** 2).sum(1)
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, scale[:, 0], scales)
-    if bias_floor is not None:
-        scales = np.maximum(scales, bias_floor)
     scales = scales.astype(np.float32)
     return np.asarray(scales if axis is not None else scales[0])
+
+
+def with_room_for_bias(scales: Array, bias: Array, step: float) -> Array:
+    """Scales raised where the codes of a bias, whose step is weight scale x input step, would not fit int32."""
+    raised = np.maximum(scales, np.abs(bias.ravel()) / (step * BIAS_LIMIT)).astype(np.float32)
+    return raised if scales.ndim else raised.max()
 
 
 def weight_codes(weight: Array, scales: Array, axis: int | None, fmt: Format) -> Array:

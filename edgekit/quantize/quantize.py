@@ -22,7 +22,7 @@ from edgekit.quantize.judge import Judge
 from edgekit.quantize.observe import Calibration, Progress, observe
 from edgekit.quantize.plan import Plan, make_plan
 from edgekit.quantize.probe import channel_means
-from edgekit.quantize.qdq import insert_qdq
+from edgekit.quantize.qdq import all_weight_scales, insert_qdq
 from edgekit.quantize.qparams import QParams
 from edgekit.quantize.raising import Raised, most_useful, only_needed
 from edgekit.quantize.ranges import RangeOptions, choose_params, fixed_ranges
@@ -136,6 +136,8 @@ class _Line:
     status: Callable[[str], None] | None
     seconds: dict[str, float] = field(default_factory=dict)
     rungs: list[tuple[str, float]] = field(default_factory=list)
+    _scales_of: Graph | None = None
+    _scales: dict[str, Array] = field(default_factory=dict)
 
     def run(self, total: int | None, progress: Progress | None) -> QuantizeResult:
         self.work = self.graph
@@ -153,7 +155,7 @@ class _Line:
         with self._clock("search"):
             base = RangeOptions(self._methods[0], self.options.percentile, True, self.inputs)
             self.damage = self._measure_damage(base)
-            self.ranges = self._choose_calibrator(())
+            self.ranges = self._choose_calibrator((), both=False)
             raised = self._raise()
             if self.options.equalize and self._last < self.options.target_db:
                 self._equalize_silus(few, tuple(r.tensor for r in raised))
@@ -182,8 +184,8 @@ class _Line:
         plan = make_plan(self.work, self.scheme, raised=raised)
         params = choose_params(self.work, plan, self.scheme, self.calibration, self.ranges)
         found = quantized_means(self.work, plain, plan, few, threads=self.threads)
-        work = correct_biases(self.work, plan, self.scheme, self.means, found)
-        full = insert_qdq(work, plan, params, self.scheme)
+        work = correct_biases(self.work, plan, self.scheme, self.means, found, self.scales)
+        full = insert_qdq(work, plan, params, self.scheme, self.scales)
         before = self._last
         db = self.judge.score(full).db
         self._note("biases corrected for activations", db)
@@ -213,6 +215,13 @@ class _Line:
         self.work, self.plan = work, make_plan(work, self.scheme)
         self.calibration = self._observe(self.feeds())
 
+    @property
+    def scales(self) -> dict[str, Array]:
+        """Scales of the weights of the graph that is quantized; found once for each graph."""
+        if self._scales_of is not self.work:
+            self._scales_of, self._scales = self.work, all_weight_scales(self.work, self.scheme)
+        return self._scales
+
     def _means(self, few: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         if not self.options.correct_biases:
             return {}
@@ -225,8 +234,10 @@ class _Line:
     def _build(self, raised: tuple[str, ...], ranges: RangeOptions) -> Graph:
         plan = make_plan(self.work, self.scheme, raised=raised)
         params = choose_params(self.work, plan, self.scheme, self.calibration, ranges)
-        work = correct_biases(self.work, plan, self.scheme, self.means) if self.means else self.work
-        return insert_qdq(work, plan, params, self.scheme)
+        work = self.work
+        if self.means:
+            work = correct_biases(work, plan, self.scheme, self.means, scales=self.scales)
+        return insert_qdq(work, plan, params, self.scheme, self.scales)
 
     def _try(self, label: str, raised: tuple[str, ...], ranges: RangeOptions) -> float:
         db = self.judge.score(self._build(raised, ranges)).db
@@ -255,11 +266,12 @@ class _Line:
             search=self.options.calibrator == AUTO,
         )
 
-    def _choose_calibrator(self, raised: tuple[str, ...]) -> RangeOptions:
+    def _choose_calibrator(self, raised: tuple[str, ...], *, both: bool = True) -> RangeOptions:
+        """The best calibrator; with ``both``, each is tried with and without the tails cut."""
         chosen = {t: d.range for t, d in self.damage.items() if d.method}
         found = []
         for method in self._methods:
-            for tails in (True, False) if self.options.calibrator == AUTO else (True,):
+            for tails in (True, False) if both and self.options.calibrator == AUTO else (True,):
                 ranges = RangeOptions(method, self.options.percentile, tails, self.inputs, chosen)
                 label = f"{method.value}, tails cut" if tails else method.value
                 found.append((self._try(label, raised, ranges), ranges))

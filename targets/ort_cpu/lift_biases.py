@@ -2,8 +2,8 @@
 
     MatMul(dequantized x, dequantized W) + b
 
-ONNX Runtime 1.32 first fuses the MatMul and a bias of rank 1 into a float Gemm (MatMulAddFusion) and then looks
-for quantized MatMuls: the Gemm stays in float, slower than the float network. With the bias written as
+ONNX Runtime 1.32 first fuses the MatMul and a bias of rank 1 into a float Gemm (MatMulAddFusion) and then
+looks for quantized MatMuls: the Gemm stays in float, slower than the float network. With the bias written as
 ``[1, 1, N]`` that fusion does not match and MatMulIntegerToFloat is used. The sum is the same.
 """
 

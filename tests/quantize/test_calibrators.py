@@ -148,7 +148,7 @@ def test_mse_after_a_function_is_close_to_the_best_range_there_is(seed: int) -> 
 
 
 def test_exact_zeros_do_not_hide_the_rest() -> None:
-    live = _histogram(np.abs(np.random.default_rng(0).standard_normal(20000)))
+    live = _histogram(np.append(np.abs(np.random.default_rng(0).standard_normal(20000)), 0.0))
     counts = live.counts.copy()
     counts[0] += 1e9
     with_zeros = Histogram(counts, live.edges_low, live.edges_high, live.channel_min, live.channel_max)
@@ -181,7 +181,7 @@ def _full(seed: int, bins: int, center: float) -> Array:
     random = np.random.default_rng(seed)
     x = np.arange(bins)
     return np.asarray(
-        np.round(1e5 * np.exp(-np.abs(x - center) / (bins / 14))) + random.integers(300, 900, bins)
+        np.round(1e5 * np.exp(-np.abs(x - center) / (bins / 20))) + random.integers(30, 90, bins)
     )
 
 
