@@ -68,6 +68,10 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """As reports and ``--json`` have it."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": str(self.dtype)}
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -148,8 +148,8 @@ def inspect(
     graph, stats = captured.graph, count(captured.graph)
     content: dict[str, Any] = {"source": source, "sha256": captured.sha256, **asdict(stats)}
     nodes = content.pop("per_node")
-    content["inputs"] = [_spec(spec) for spec in graph.inputs]
-    content["outputs"] = [_spec(spec) for spec in graph.outputs]
+    content["inputs"] = [spec.to_json() for spec in graph.inputs]
+    content["outputs"] = [spec.to_json() for spec in graph.outputs]
     content["largest"] = sorted(nodes, key=lambda n: -n["macs"])[:LARGEST]
     content["changes"] = [asdict(change) for change in graph.history]
     content["clashes"] = None
@@ -265,7 +265,3 @@ def _clashes(
     found = find_clashes(graph, plan, calibration.histograms, params, {})
     # Nothing has been quantized: what would be done about a clash is not known yet.
     return [{key: value for key, value in asdict(f).items() if key != "action"} for f in found]
-
-
-def _spec(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype)}

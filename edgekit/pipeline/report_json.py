@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import edgekit
-from edgekit.graph import TensorSpec
 from edgekit.measure.machine import machine
 from edgekit.pipeline.state import Product, plain
 from edgekit.pipeline.steps import UNSEEN, Context, Network
@@ -91,14 +90,10 @@ def _model(network: Network) -> dict[str, Any]:
         "macs": stats.macs,
         "size_bytes": stats.size_bytes,
         "opset": network.graph.model.opset_imports.get(""),
-        "inputs": [_spec(spec) for spec in network.graph.inputs],
-        "outputs": [_spec(spec) for spec in network.graph.outputs],
+        "inputs": [spec.to_json() for spec in network.graph.inputs],
+        "outputs": [spec.to_json() for spec in network.graph.outputs],
         "capture": {"max_abs_difference": data["difference"], "changes": data["history"]},
     }
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype)}
 
 
 def _data(context: Context, targets: list[TargetProducts]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Analytic bias correction (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
 
-A quantized node computes ``W' x'`` where the float network computes ``W x``, which shifts the mean of its output by
+A quantized node computes ``W' x'`` for the float network's ``W x``, which shifts the mean of its output by
 
     W' E[x'] - W E[x] = (W' - W) E[x'] + W (E[x'] - E[x]).
 
-With the mean of every input channel measured on samples the shift is known and taken off the bias. ``x'`` is what the
-quantized activations in front of the node make of the float output of the weights before them: each node answers for its
-own input, so that nothing is corrected twice. Padding is not accounted for.
+With the mean of every input channel measured on samples the shift is known and taken off the bias. ``x'`` is
+what the quantized activations in front of the node make of the float output of the weights before them: each
+node answers for its own input, so that nothing is corrected twice. Padding is not accounted for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import Change, Graph, array
+from edgekit.passes.edit import add_constant
 from edgekit.quantize.histogram import Array
 from edgekit.quantize.plan import MAC_OPS, Plan, name
 from edgekit.quantize.probe import channel_means
@@ -55,8 +56,8 @@ def correct_biases(
         plan: What is quantized.
         scheme: The target's number formats.
         means: Mean of every channel of the tensors that :func:`correctable` names, ``E[x]``.
-        quantized_means: The same of their quantized form, ``E[x']``; when None, only the rounding of the weights is
-            corrected.
+        quantized_means: The same of their quantized form, ``E[x']``; when None, only the rounding of the
+            weights is corrected.
         scales: What :func:`~edgekit.quantize.qdq.all_weight_scales` finds, where the caller has it already.
     """
     scales = scales or all_weight_scales(graph, scheme)
@@ -82,8 +83,8 @@ def quantized_means(
 ) -> dict[str, Array]:
     """``E[x']`` by the name of ``x``: channel means behind the quantized activations in front of each node.
 
-    Both graphs run as one: the float graph, and the quantized one without its weights, fed with the float outputs of
-    the nodes that multiply and accumulate.
+    Both graphs run as one: the float graph, and the quantized one without its weights, fed with the float
+    outputs of the nodes that multiply and accumulate.
     """
     import onnx
 
@@ -143,10 +144,7 @@ def add_to_biases(graph: Graph, shifts: Mapping[str, Array]) -> Graph:
         if old_value is not None and len(old_value.uses()) == 1:
             main.initializers.pop(str(old_value.name), None)
         label = f"{name(node)}.bias_corrected"
-        tensor = ir.tensor(data, name=label)
-        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor)
         if len(node.inputs) < 3:
             node.resize_inputs(3)
-        node.replace_input_with(2, value)
-        main.register_initializer(value)
+        node.replace_input_with(2, add_constant(main, label, data))
     return result

@@ -4,8 +4,8 @@ Four calibrators read the same histogram, so that all of them come from one pass
 
 - ``minmax``: everything that was seen.
 - ``percentile``: the values between two percentiles (Wu et al. 2020, arXiv:2004.09602, section 5.2).
-- ``entropy``: least Kullback-Leibler divergence between the values and their quantized form (Migacz, GTC 2017; the
-  same paper, section 5.2), for ranges with two free ends.
+- ``entropy``: least Kullback-Leibler divergence between the values and their quantized form (Migacz, GTC
+  2017; the same paper, section 5.2), for ranges with two free ends.
 - ``mse``: least squared error of the values, or of what a following function makes of them.
 
 Every range holds zero, so that padding and ReLU are exact.
@@ -126,7 +126,7 @@ def _entropy(histogram: Histogram, low: float, high: float, levels: int) -> Rang
         return int(np.argmin([divergence(a, b) for a, b in zip(lows, highs, strict=True)]))
 
     def divergence(a: float, b: float) -> float:
-        """KL(P || Q): P has what lies outside in its end bins, Q is P's inside merged into levels, spread evenly."""
+        """KL(P || Q): P has what lies outside in its end bins, Q is P's inside merged into levels."""
         i = max(int((a - first) / width + 0.5), 0)
         j = min(int((b - first) / width + 0.5) + 1, len(counts))
         if j - i < levels // 2:
@@ -155,8 +155,8 @@ def _merged(histogram: Histogram, bins: int) -> tuple[Array, Array]:
     counts = histogram.counts.copy()
     zero = int(np.floor(-histogram.edges_low / histogram.width))
     if 0 <= zero < len(counts):
-        # Exact zeros, as ReLU makes them, have a code of their own and no error. They are told from small values by
-        # how much their bin stands out from its neighbours.
+        # Exact zeros, as ReLU makes them, have a code of their own and no error. They are told from small
+        # values by how much their bin stands out from its neighbours.
         around = counts[max(zero - 2, 0) : zero + 3]
         counts[zero] = np.minimum(counts[zero], (around.sum() - counts[zero]) / max(len(around) - 1, 1))
     factor = len(counts) // bins

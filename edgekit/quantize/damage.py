@@ -1,4 +1,4 @@
-"""How much damage one tensor's 8 bits do, first estimated from the calibration, then measured at the outputs."""
+"""How much damage one tensor's 8 bits do: estimated from the calibration, then measured at the outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,19 @@ EARLY = 12
 WORTH_A_SEARCH = 0.001
 #: Ops that a tensor's noise passes through on its way to the next weights, channel by channel.
 THROUGH = frozenset(
-    {"Relu", "Clip", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Add", "Sigmoid", "Mul"}
+    {
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Resize",
+        "Add",
+        "Sigmoid",
+        "Mul",
+    }
 )
 
 
@@ -84,7 +96,9 @@ def measure_damage(
 
 
 def _noise(graph: Graph, tensor: str, params: QParams, judge: Judge) -> float:
-    return float(np.mean(list(judge.score(insert_pairs(graph, {tensor: params}), integer=False).noise.values())))
+    return float(
+        np.mean(list(judge.score(insert_pairs(graph, {tensor: params}), integer=False).noise.values()))
+    )
 
 
 def _other_ranges(histogram: Histogram, gated: bool) -> dict[str, Range]:
@@ -101,8 +115,8 @@ def estimate_damage(
 ) -> dict[str, float]:
     """Noise over signal that each tensor's rounding puts on the outputs of the next weights, 0 to 1.
 
-    A step ``s`` adds noise of power ``s^2 / 12`` to every channel; a row of weights adds up the squares of its own. The
-    signal's power is taken as a sixteenth of the square of the row's largest output.
+    A step ``s`` adds noise of power ``s^2 / 12`` to every channel; a row of weights adds up the squares of
+    its own. The signal's power is taken as a sixteenth of the square of the row's largest output.
     """
     values = graph.values()
     found = {}

@@ -4,18 +4,19 @@ Let ``T = f(W1 x + b1)`` be read by ``W2 T + b2``. For any positive vector ``s``
 
     f(z / s) = f(z) / s      when f is linear, ReLU, LeakyReLU or PReLU,
 
-so dividing the rows of ``W1`` and ``b1`` by ``s`` and multiplying the columns of ``W2`` by ``s`` changes nothing but the
-ranges: channel ``c`` of ``T`` shrinks by ``s_c``. Small channels are raised (``s_c < 1``) towards the largest, which
-fixes the step of the whole tensor.
+so dividing the rows of ``W1`` and ``b1`` by ``s`` and multiplying the columns of ``W2`` by ``s`` changes
+nothing but the ranges. Channel ``c`` of ``T`` shrinks by ``s_c``; small channels are raised (``s_c < 1``)
+towards the largest, which fixes the step of the whole tensor.
 
-1. ``Clip(0, h)`` is equal as long as a raised channel stays below ``h``, which the seen ranges decide: nearly exact.
+1. ``Clip(0, h)`` is equal as long as a raised channel stays below ``h``, which the seen ranges decide: nearly
+   exact.
 2. SiLU is ``z * sigmoid(z)``: exact when the gate reads ``s * (z / s)``, which costs one multiplication.
-3. A depthwise reader has a weight scale of its own for each channel, so ranges can be made fully equal. Any other reader
-   holds the columns of one row to one scale; there the square root shares the burden between activation and weight
-   (Xiao et al. 2022, arXiv:2211.10438, equation 4 with exponent 0.5).
-4. Pooling between ``T`` and its readers passes channels through and does not matter. Through a Concat, the channels of
-   ``T`` meet a slice of the reader's columns, and are raised towards the largest channel of the whole Concat: that
-   repairs branches of different range.
+3. A depthwise reader has a weight scale of its own for each channel, so ranges can be made fully equal. Any
+   other reader holds the columns of one row to one scale; there the square root shares the burden between
+   activation and weight (Xiao et al. 2022, arXiv:2211.10438, equation 4 with exponent 0.5).
+4. Pooling between ``T`` and its readers passes channels through and does not matter. Through a Concat, the
+   channels of ``T`` meet a slice of the reader's columns, and are raised towards the largest channel of the
+   whole Concat: that repairs branches of different range.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import Change, Graph, Refusal, array
+from edgekit.passes.edit import add_constant
 from edgekit.quantize.histogram import Array, Histogram
 from edgekit.quantize.plan import name
 
 #: Largest factor by which a channel is raised.
 LIMIT = 32.0
-#: Share of a Clip's ceiling that a raised channel may reach on the samples, so that unseen ones do not hit it.
+#: Share of a Clip's ceiling that a raised channel may reach on the samples, so that unseen ones stay
+#: below it.
 HEADROOM = 0.8
 #: Ops between a tensor and its readers that keep channels apart and scale with their input.
 TRANSPARENT = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
@@ -67,20 +70,27 @@ def equalize(graph: Graph, histograms: Mapping[str, Histogram], only: Collection
     Args:
         graph: A captured float graph.
         histograms: Ranges by tensor; tensors without one are left alone.
-        only: Names of the tensors to treat; None for all but those behind a SiLU, which cost a multiplication.
+        only: Names of the tensors to treat; None for all but those behind a SiLU, which cost a
+            multiplication.
     """
     result = graph.copy()
     refused: list[Refusal] = []
     gains: dict[str, float] = {}
     for pair in find_pairs(result, refused):
-        if pair.tensor not in histograms or (pair.gate is not None if only is None else pair.tensor not in only):
+        if pair.tensor not in histograms or (
+            pair.gate is not None if only is None else pair.tensor not in only
+        ):
             continue
         factors = _factors(pair, histograms)
         if factors.min() > 0.9:
             continue
         gains[pair.tensor] = float(1.0 / factors.min())
         _apply(result, pair, factors)
-    summary = f"{len(gains)} tensors, channels raised by up to {max(gains.values(), default=1.0):.0f}x"
+    summary = (
+        f"{len(gains)} tensors, channels raised by up to {max(gains.values()):.0f}x"
+        if gains
+        else "no tensor needed it"
+    )
     return result.with_change(Change("equalize", summary, tuple(refused), {"raised": gains}))
 
 
@@ -90,7 +100,7 @@ def channel_ranges(histogram: Histogram) -> Array:
 
 
 def find_pairs(graph: Graph, refused: list[Refusal] | None = None) -> list[Pair]:
-    """Every tensor of ``graph`` that :func:`equalize` could treat; why not, for the others, goes to ``refused``."""
+    """Every tensor that :func:`equalize` could treat; the reasons against the others go to ``refused``."""
     found = []
     for node in graph.nodes:
         if node.op_type != "Conv" or array(node.inputs[1]) is None:
@@ -126,7 +136,7 @@ def _pair(writer: ir.Node) -> tuple[Pair | None, str]:
 
 
 def _readers(tensor: ir.Value, first: int) -> tuple[list[tuple[ir.Node, int]], str | None, str]:
-    """The Convs that read ``tensor``, with the column that its first channel meets, and the Concat on the way."""
+    """The Convs that read ``tensor``, the column that its first channel meets, the Concat on the way."""
     if tensor.is_graph_output():
         return [], None, f"'{tensor.name}' is an output of the graph"
     readers: list[tuple[ir.Node, int]] = []
@@ -138,7 +148,11 @@ def _readers(tensor: ir.Value, first: int) -> tuple[list[tuple[ir.Node, int]], s
             continue
         offset = concat_offset(node, use.idx) if node.op_type == "Concat" else None
         if node.op_type not in TRANSPARENT and offset is None:
-            return [], None, f"{node.op_type} '{node.name}' reads '{tensor.name}' and takes no scale per channel"
+            return (
+                [],
+                None,
+                f"{node.op_type} '{node.name}' reads '{tensor.name}' and takes no scale per channel",
+            )
         more, further, reason = _readers(node.outputs[0], first + (offset or 0))
         if reason:
             return [], None, reason
@@ -148,9 +162,12 @@ def _readers(tensor: ir.Value, first: int) -> tuple[list[tuple[ir.Node, int]], s
 
 
 def concat_offset(node: ir.Node, index: int) -> int | None:
-    """Channels in front of input ``index`` of a Concat over channels; None for another axis or unknown shapes."""
+    """Channels in front of an input of a Concat over channels; None for another axis or unknown shapes."""
     shapes = [v.shape for v in node.inputs if v is not None]
-    if any(s is None or len(s) < 3 for s in shapes) or node.attributes["axis"].as_int() not in (1, 1 - len(shapes[0] or ())):
+    if any(s is None or len(s) < 3 for s in shapes) or node.attributes["axis"].as_int() not in (
+        1,
+        1 - len(shapes[0] or ()),
+    ):
         return None
     sizes = [s[1] for s in shapes[:index] if s is not None]
     known = [s for s in sizes if isinstance(s, int)]
@@ -209,7 +226,9 @@ def _apply(graph: Graph, pair: Pair, factors: Array) -> None:
         _set_constant(graph, reader, 1, weight * per_row.reshape(*per_row.shape, *[1] * (weight.ndim - 2)))
     if pair.gate is not None:
         scaled = pair.writer.outputs[0]
-        value = _constant(graph, f"{pair.tensor}.equalize", factors.reshape(1, -1, *[1] * (weight.ndim - 2)))
+        value = add_constant(
+            graph.model.graph, f"{pair.tensor}.equalize", factors.reshape(1, -1, *[1] * (weight.ndim - 2))
+        )
         restore = ir.node("Mul", [scaled, value], name=f"{pair.tensor}.restore")
         restore.outputs[0].name = f"{scaled.name}.restored"
         restore.outputs[0].shape, restore.outputs[0].type = scaled.shape, scaled.type
@@ -226,11 +245,4 @@ def _set_constant(graph: Graph, node: ir.Node, index: int, data: Array) -> None:
     label = f"{old.name}.{name(node)}" if shared else str(old.name)
     if not shared:
         graph.model.graph.initializers.pop(str(old.name))
-    node.replace_input_with(index, _constant(graph, label, data.astype(np.float32)))
-
-
-def _constant(graph: Graph, label: str, data: Array) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(data, np.float32), name=label)
-    value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor)
-    graph.model.graph.register_initializer(value)
-    return value
+    node.replace_input_with(index, add_constant(graph.model.graph, label, data.astype(np.float32)))

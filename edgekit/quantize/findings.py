@@ -101,7 +101,9 @@ def _channels(
         if ratio < CHANNEL_RATIO:
             continue
         few = int((ranges < ranges.max() / 64).sum())
-        text = f"{few} of {len(ranges)} channels get fewer than 4 of 256 steps: ranges differ {ratio:.0f} to 1"
+        text = f"the ranges of its {len(ranges)} channels differ {ratio:.0f} to 1"
+        if few:
+            text += f": {few} of them get fewer than 4 of 256 steps"
         action = actions.get(tensor, "none needed: its effect on the outputs is small")
         found.append(Finding(Kind.CHANNELS, tensor, text, action, ratio))
     return found
@@ -118,7 +120,9 @@ def _branches(graph: Graph, plan: Plan, histograms: Mapping[str, Histogram]) -> 
             continue
         ratio = max(tops) / max(min(tops), 1e-9)
         small, large = tensors[int(np.argmin(tops))], tensors[int(np.argmax(tops))]
-        text = f"'{large}' reaches {max(tops):.3g}, '{small}' {min(tops):.3g}, and they meet in a {node.op_type}"
+        text = (
+            f"'{large}' reaches {max(tops):.3g}, '{small}' {min(tops):.3g}, and they meet in a {node.op_type}"
+        )
         if name(node) not in plan.integer_nodes:
             action = "joined in float after each was quantized with a scale of its own"
         elif node.op_type == "Add" or len({plan.groups.get(t) for t in tensors}) > 1:
@@ -129,9 +133,7 @@ def _branches(graph: Graph, plan: Plan, histograms: Mapping[str, Histogram]) -> 
     return found
 
 
-def _tails(
-    graph: Graph, histograms: Mapping[str, Histogram], params: Mapping[str, QParams]
-) -> list[Finding]:
+def _tails(graph: Graph, histograms: Mapping[str, Histogram], params: Mapping[str, QParams]) -> list[Finding]:
     found = []
     for tensor in dict.fromkeys(silu_inputs(graph).values()):
         if tensor not in histograms or tensor not in params:

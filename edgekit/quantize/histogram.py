@@ -49,9 +49,11 @@ class Histogram:
         return self.edges_low + self.width * (np.arange(len(self.counts)) + 0.5)
 
     def through(self, function: Callable[[Array], Array], turns: tuple[float, ...] = ()) -> Histogram:
-        """The histogram of ``function(x)``, for a function that is monotone between the points in ``turns``."""
+        """The histogram of ``function(x)``; ``turns`` are the points where it changes direction."""
         points = [self.channel_min, self.channel_max]
-        points += [np.clip(np.full_like(self.channel_min, t), self.channel_min, self.channel_max) for t in turns]
+        points += [
+            np.clip(np.full_like(self.channel_min, t), self.channel_min, self.channel_max) for t in turns
+        ]
         images = function(np.stack(points))
         low, high = float(images.min()), float(images.max())
         # Each bin's mass is spread over eight points, so that a stretch of the function leaves no empty bins.

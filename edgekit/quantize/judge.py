@@ -1,8 +1,9 @@
 """How much of the network's answer quantization costs, measured without labels.
 
-The *branches* of an output are the tensors that meet in it through nodes that only move values: a detector's boxes and
-scores, for example. Each branch is compared with its float original by itself, so that large numbers in one do not hide
-the loss in another. A branch counts as lost when its error is as large as its signal.
+The *branches* of an output are the tensors that meet in it through nodes that only move values: a detector's
+boxes and scores, for example. Each branch is compared with its float original by itself, so that large
+numbers in one do not hide the loss in another. A branch counts as lost when its error is as large as its
+signal.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Judge:
 
         Args:
             quantized: The graph.
-            integer: False for a graph in which only single tensors are quantized: looking for integer kernels there,
-                ONNX Runtime moves conversions about and computes something else than the file says.
+            integer: False for a graph in which only single tensors are quantized: looking for integer kernels
+                there, ONNX Runtime moves conversions about and computes something else than the file says.
         """
         self.runs += 1
         values = quantized.values()
@@ -71,7 +72,9 @@ class Judge:
         runner = open_runner(quantized, threads=1, integer=integer, extra_outputs=list(names.values()))
         error = dict.fromkeys(self.branches, 0.0)
         energy = dict.fromkeys(self.branches, 1e-12)
-        for wanted, outputs in zip(self.wanted, run_all(runner, self.feeds, workers=self.threads), strict=True):
+        for wanted, outputs in zip(
+            self.wanted, run_all(runner, self.feeds, workers=self.threads), strict=True
+        ):
             for branch, name in names.items():
                 signal = wanted[branch].astype(np.float64)
                 error[branch] += float(((outputs[name] - signal) ** 2).sum())

@@ -1,20 +1,21 @@
 """Calibration in one streaming pass with fixed memory.
 
-The float graph is run once per sample with a few small nodes added, so that ONNX Runtime itself reduces every observed
-tensor to what is needed: the exact minimum and maximum of each channel, and some of its values for a histogram. No
-tensor leaves the session whole, and what is kept does not grow with the number of samples. Samples run side by side,
-one thread each, which keeps the cores busier than many threads on one sample.
+The float graph is run once per sample with a few small nodes added, so that ONNX Runtime itself reduces every
+observed tensor to what is needed: the exact minimum and maximum of each channel, and some of its values for a
+histogram. No tensor leaves the session whole, and what is kept does not grow with the number of samples.
+Samples run side by side, one thread each, which keeps the cores busier than many threads on one sample.
 
-1. Feature maps ``[1, C, H, W]`` stay in the blocked layout that ONNX Runtime gives them, which only some nodes read:
-   ``GlobalMaxPool`` finds the maxima, ``MaxPool`` of one pixel with a stride picks pixels on a grid for the histogram.
-   ``ReduceMax`` and ``Slice`` would first have every tensor written again in the plain layout, which costs more than
-   the reduction. Other tensors are reduced directly and give evenly spaced values.
-2. A minimum needs that plain layout. It is not measured where it is known (ReLU, Clip) nor where it hardly matters: the
-   input of a SiLU, which is flat far below zero, takes the smallest of the sampled values.
-3. A tensor that is a known function of an observed one is not observed: SiLU (``x * sigmoid(x)``) carries the histogram
-   of ``x`` through the function.
-4. Maximum and pooling pass over NaN. It is looked for where it comes in, in the samples, and where it goes out, in sums
-   over the graph's outputs.
+1. Feature maps ``[1, C, H, W]`` stay in the blocked layout that ONNX Runtime gives them, which only some
+   nodes read: ``GlobalMaxPool`` finds the maxima, ``MaxPool`` of one pixel with a stride picks pixels on a
+   grid for the histogram. ``ReduceMax`` and ``Slice`` would first have every tensor written again in the
+   plain layout, which costs more than the reduction. Other tensors are reduced directly and give evenly
+   spaced values.
+2. A minimum needs that plain layout. It is not measured where it is known (ReLU, Clip) nor where it hardly
+   matters: the input of a SiLU, which is flat far below zero, takes the smallest of the sampled values.
+3. A tensor that is a known function of an observed one is not observed: SiLU (``x * sigmoid(x)``) carries the
+   histogram of ``x`` through the function.
+4. Maximum and pooling pass over NaN. It is looked for where it comes in, in the samples, and where it goes
+   out, in sums over the graph's outputs.
 """
 
 from __future__ import annotations
@@ -129,7 +130,12 @@ def silu_inputs(graph: Graph) -> dict[str, str]:
             continue
         for x, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
             producer = gate.producer() if gate is not None else None
-            if x is not None and producer is not None and producer.op_type == "Sigmoid" and producer.inputs[0] is x:
+            if (
+                x is not None
+                and producer is not None
+                and producer.op_type == "Sigmoid"
+                and producer.inputs[0] is x
+            ):
                 found[str(node.outputs[0].name)] = str(x.name)
     return found
 
@@ -188,9 +194,13 @@ class _RangeProbe:
     def _spaced(self, value: ir.Value, shape: list[int]) -> ir.Value:
         probe, size = self.probe, int(np.prod(shape))
         flat = self._flat(value)
-        step = 1 if size <= VALUES else size // VALUES | 1  # odd, so that it does not keep time with the channels
+        step = (
+            1 if size <= VALUES else size // VALUES | 1
+        )  # odd, so that it does not keep time with the channels
         self.value_counts.append(-(-size // step))
-        return flat if step == 1 else probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
+        return (
+            flat if step == 1 else probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
+        )
 
 
 def _floor(value: ir.Value, gated: frozenset[str]) -> _Floor:
@@ -239,7 +249,8 @@ class _Collector:
             self._count()
 
     def _check(self, minima: Array, maxima: Array, sampled: Array, sums: Array) -> None:
-        """Name the first tensor, in the order in which they were asked for, with a value that is not finite."""
+        """Name the first tensor, in the order in which they were asked for, with a value that is not
+        finite."""
         ranges = np.isfinite(minima) & np.isfinite(maxima) & (maxima > LOWEST)
         values = np.isfinite(sampled) & (sampled > LOWEST)
         if not (ranges.all() and values.all()):
@@ -283,6 +294,8 @@ class _Collector:
             slack = 0.25 * (high[i] - low[i])
             new_low = low[i] - slack if low[i] < self.low[i] else self.low[i]
             new_high = high[i] + slack if high[i] > self.high[i] else self.high[i]
-            index = np.clip((old.centers - new_low) * (BINS / (new_high - new_low)), 0, BINS - 1).astype(np.int64)
+            index = np.clip((old.centers - new_low) * (BINS / (new_high - new_low)), 0, BINS - 1).astype(
+                np.int64
+            )
             self.counts[i] = np.bincount(index, weights=old.counts, minlength=BINS)
             self.low[i], self.high[i] = new_low, new_high

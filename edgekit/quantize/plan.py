@@ -3,13 +3,14 @@
 A node runs on integers when
 
 1. the scheme has a rule for its op type and it computes in float32;
-2. it is not in the *tail*: the arithmetic between the last multiply-accumulate nodes and the graph's outputs. Its
-   results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing. A node with at
-   most ``FEW_WEIGHTS`` weights is arithmetic too: a detector's expected value over box bins is written as a Conv;
+2. it is not in the *tail*: the arithmetic between the last multiply-accumulate nodes and the graph's outputs.
+   Its results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing. A
+   node with at most ``FEW_WEIGHTS`` weights is arithmetic too: a detector's expected value over box bins is
+   written as a Conv;
 3. none of its activations has been raised above the scheme's activation format;
 4. it is not elementwise arithmetic among float neighbours, where conversions would cost more than they win;
-5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is, unless what it
-   moves is an input of the graph, which arrives in float and is quantized behind it.
+5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is,
+   unless what it moves is an input of the graph, which arrives in float and is quantized behind it.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def make_plan(
         graph: A captured float graph.
         scheme: The target's number formats.
         raised: Activations to keep above 8 bits.
-        apart: Names of Concat nodes whose inputs keep scales of their own; those that join an absorbed activation with
-            something else always do.
+        apart: Names of Concat nodes whose inputs keep scales of their own; those that join an absorbed
+            activation with something else always do.
     """
     return _Planner(graph, scheme, frozenset(raised), frozenset(apart)).plan()
 
@@ -130,6 +131,8 @@ class _Planner:
             if key in node.attributes and node.attributes[key].as_string() != value:
                 given = node.attributes[key].as_string()
                 return f"the target has no integer kernel for {node.op_type} with {key} '{given}'"
+        if node.op_type in MAC_OPS and (form := uncommon_form(node)):
+            return form
         written = outputs(self._activation_of(node) or node)
         high = [t for t in (*inputs(node), *written) if t in self.raised]
         if high:
@@ -140,7 +143,11 @@ class _Planner:
         return absorbed_activation(node, self.scheme) if name(node) in self.absorbed else None
 
     def _moves(self, node: ir.Node) -> bool:
-        return name(node) in self.integer and node.op_type in self.scheme.ops and self.scheme.ops[node.op_type].moves
+        return (
+            name(node) in self.integer
+            and node.op_type in self.scheme.ops
+            and self.scheme.ops[node.op_type].moves
+        )
 
     def _leave_movers(self) -> bool:
         """Rule 5; True when something changed."""
@@ -201,8 +208,8 @@ class _Planner:
     def _mixed_joins(self) -> set[str]:
         """Concats that join an absorbed activation with something else.
 
-        A kernel absorbs an activation by the ends of its output's codes, which must then be the activation's own: with
-        the range of another tensor in it, the activation would have to be computed, in float.
+        A kernel absorbs an activation by the ends of its output's codes, which must then be the activation's
+        own: with the range of another tensor in it, the activation would have to be computed, in float.
         """
         kinds: dict[str, str] = {}
         mixed = set()
@@ -250,6 +257,23 @@ def absorbed_activation(node: ir.Node, scheme: Scheme) -> ir.Node | None:
     return activation if all(b is not None for b in bounds) else None
 
 
+def uncommon_form(node: ir.Node) -> str:
+    """Why a node that multiplies and accumulates has no integer kernel in this form; empty when it has."""
+    if node.op_type == "MatMul":
+        return "its stored weights are the first factor" if array(node.inputs[0]) is not None else ""
+    if array(node.inputs[1]) is None:
+        return "its weights are computed, not stored"
+    if node.op_type == "Gemm":
+        scaled = [
+            k for k in ("alpha", "beta") if k in node.attributes and node.attributes[k].as_float() != 1.0
+        ]
+        if scaled:
+            return f"its {scaled[0]} is not 1"
+        if "transA" in node.attributes and node.attributes["transA"].as_int():
+            return "it transposes its input"
+    return ""
+
+
 def tail_nodes(nodes: list[ir.Node]) -> frozenset[str]:
     """Names of the nodes whose results reach the graph's outputs through arithmetic alone."""
     tail: set[str] = set()
@@ -284,7 +308,8 @@ def is_activation(value: ir.Value) -> bool:
 
 
 def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs that carry values: all of an arithmetic node's, the first of a node with shapes or indices."""
+    """The inputs that carry values: all of an arithmetic node's, the first of a node with shapes or
+    indices."""
     count = {"Concat": None, "Add": 2, "Mul": 2, "MatMul": 2}.get(node.op_type, 1)
     for value in node.inputs[:count]:
         if value is not None:

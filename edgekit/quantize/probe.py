@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
+from edgekit.passes.edit import add_constant
 from edgekit.quantize.histogram import Array
 from edgekit.session import open_runner, run_all
 
@@ -55,15 +56,7 @@ class Probe:
     def ints(self, numbers: Sequence[int]) -> ir.Value:
         label = "edgekit.ints." + "_".join(map(str, numbers))
         if label not in self.main.initializers:
-            tensor = ir.tensor(np.array(numbers, np.int64), name=label)
-            self.main.register_initializer(
-                ir.Value(
-                    name=label,
-                    type=ir.TensorType(ir.DataType.INT64),
-                    shape=ir.Shape([len(numbers)]),
-                    const_value=tensor,
-                )
-            )
+            add_constant(self.main, label, np.array(numbers, np.int64))
         return self.main.initializers[label]
 
     def node(self, op: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
@@ -81,7 +74,9 @@ def channel_means(
         return {}
     probe = Probe(graph)
     shapes = [probe.shape(t) for t in tensors]
-    means = [probe.reduce("ReduceMean", probe.values[t], len(s)) for t, s in zip(tensors, shapes, strict=True)]
+    means = [
+        probe.reduce("ReduceMean", probe.values[t], len(s)) for t, s in zip(tensors, shapes, strict=True)
+    ]
     model = probe.finish({MEAN: means})
     total, count = np.zeros(0), 0
     for outputs in run_all(open_runner(model, threads=1), feeds, workers=threads):

@@ -1,7 +1,7 @@
 """Writing quantization into the graph as QuantizeLinear / DequantizeLinear pairs.
 
-1. A quantized activation ``X`` gets ``X -> X_quantized -> X_dequantized``. Integer nodes read ``X_dequantized``; so do
-   float nodes when an integer kernel writes ``X``, since no float ``X`` exists then.
+1. A quantized activation ``X`` gets ``X -> X_quantized -> X_dequantized``. Integer nodes read
+   ``X_dequantized``; so do float nodes when an integer kernel writes ``X``, since no float ``X`` exists then.
 2. A weight becomes codes and DequantizeLinear with one scale per channel; the codes keep the weight's name.
 3. A bias becomes int32 codes whose scale is input scale x weight scale.
 4. A graph output that is quantized keeps its name on the dequantized tensor.
@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import Change, Graph, array
+from edgekit.passes.edit import add_constant
 from edgekit.quantize.histogram import Array
 from edgekit.quantize.plan import MAC_OPS, Plan, is_activation, name
 from edgekit.quantize.qparams import (
@@ -167,7 +168,8 @@ class _Writer:
         node: ir.Node,
         zero: Array | None = None,
     ) -> ir.Value:
-        # A weight that two nodes share may get different codes in each; only a sole reader keeps the plain name.
+        # A weight that two nodes share may get different codes in each; only a sole reader keeps the plain
+        # name.
         label = str(value.name) if len(value.uses()) == 1 else f"{value.name}.{name(node)}"
         scales = np.asarray(scales)
         axis = axis if scales.ndim else None
@@ -192,12 +194,7 @@ class _Writer:
         return scale, zero
 
     def _constant(self, label: str, data: Array) -> ir.Value:
-        if label in self.main.initializers:
-            return self.main.initializers[label]
-        tensor = ir.tensor(data, name=label)
-        value = ir.Value(name=label, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor)
-        self.main.register_initializer(value)
-        return value
+        return self.main.initializers.get(label) or add_constant(self.main, label, data)
 
 
 def weight_axis(node: ir.Node, scheme: Scheme, rank: int) -> int | None:

@@ -67,7 +67,11 @@ def weight_scales(weight: Array, axis: int | None, fmt: Format) -> Array:
     Returns:
         float32 scales, shape ``[channels]`` or ``[]``.
     """
-    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    rows = (
+        weight.reshape(1, -1)
+        if axis is None
+        else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    )
     top = fmt.limits[1]
     largest = np.maximum(np.abs(rows).max(1), 1e-10)
     best, scales = np.full(len(rows), np.inf), largest / top
@@ -81,7 +85,8 @@ def weight_scales(weight: Array, axis: int | None, fmt: Format) -> Array:
 
 
 def with_room_for_bias(scales: Array, bias: Array, step: float) -> Array:
-    """Scales raised where the codes of a bias, whose step is weight scale x input step, would not fit int32."""
+    """Scales raised where the codes of a bias, whose step is weight scale x input step, would not fit
+    int32."""
     raised = np.maximum(scales, np.abs(bias.ravel()) / (step * BIAS_LIMIT)).astype(np.float32)
     return raised if scales.ndim else raised.max()
 

@@ -1,8 +1,8 @@
 """Static quantization of a float graph: from samples to a QDQ graph, and what was found on the way.
 
-The line: plan -> observe -> equalize -> ranges -> biases -> QDQ -> judge. While the answer is worse than ``target_db``,
-repairs follow in the order of what they cost on the target: equalization behind SiLUs (one multiplication each), then
-raising single tensors above 8 bits.
+The line: plan -> observe -> equalize -> ranges -> biases -> QDQ -> judge. While the answer is worse than
+``target_db``, repairs that cost latency follow: raising single tensors above 8 bits, as far as the target
+allows it, then equalization behind SiLUs, one multiplication each.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Options:
         equalize: Whether channels are equalized.
         correct_biases: Whether biases are corrected.
         max_raised: Most tensors above 8 bits; None takes the target's own limit.
-        target_db: Signal-to-noise ratio of the outputs, in dB, below which repairs that cost latency are tried.
+        target_db: Signal-to-noise ratio of the outputs, in dB, below which repairs that cost latency are
+            tried.
         judge_samples: Samples on which candidates are compared; they are spread over all of them.
         kept_samples: Samples, spread likewise, from which channel means are taken.
     """
@@ -276,7 +277,7 @@ class _Line:
                 label = f"{method.value}, tails cut" if tails else method.value
                 found.append((self._try(label, raised, ranges), ranges))
         db, best = max(found, key=lambda pair: pair[0])
-        self._note(f"calibrator {best.calibrator.value}", db)
+        self._note(f"best: {best.calibrator.value}{', tails cut' if best.tails else ''}", db)
         return best
 
     def _equalize_silus(self, few: Sequence[Mapping[str, Array]], raised: tuple[str, ...]) -> None:

@@ -1,9 +1,10 @@
 """Raising single tensors above 8 bits, chosen by measured effect.
 
-1. From the most damaging down, tensors are raised one after the other, also where a single step gains nothing: the noise of
-   one tensor can hide behind that of its neighbour, so that only both together help. The best set on the way is taken.
-2. Each of its tensors, the least damaging first, must show that without it the result misses the target, or, where the
-   target is missed anyway, that it is worse.
+1. From the most damaging down, tensors are raised one after the other, also where a single step gains
+   nothing: the noise of one tensor can hide behind that of its neighbour, so that only both together help.
+   The best set on the way is taken.
+2. Each of its tensors, the least damaging first, must show that without it the result misses the target, or,
+   where the target is missed anyway, that it is worse.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class RangeOptions:
     Attributes:
         calibrator: The method for all tensors.
         percentile: Share of the values, in percent, that the ``percentile`` method holds.
-        tails: True chooses the range of a SiLU's input by what is left after the SiLU, which flattens everything far
-            below zero: the tail need not be resolved.
+        tails: True chooses the range of a SiLU's input by what is left after the SiLU, which flattens
+            everything far below zero: the tail need not be resolved.
         inputs: Ranges of graph inputs that are known from the preprocessing.
         chosen: Ranges of single tensors that were found by measuring.
     """
@@ -75,7 +75,8 @@ class _Chooser:
         self.gated = frozenset(silu_inputs(graph).values()) if options.tails else frozenset()
 
     def range(self, tensor: str) -> Range:
-        """In the order of trust: known from the preprocessing, from the op, measured, seen, or where it comes from."""
+        """In the order of trust: known from the preprocessing, from the op, measured, seen, or where it comes
+        from."""
         known = self.options.inputs.get(self.inputs.get(tensor, ""))
         if known is not None:
             return known

@@ -37,12 +37,12 @@ class OpRule(BaseModel):
     """How one op type is quantized.
 
     Attributes:
-        weight_axis: Axis of the second input along which weights have scales of their own; None for an op without
-            weights or with one scale for all.
+        weight_axis: Axis of the second input along which weights have scales of their own; None for an op
+            without weights or with one scale for all.
         moves: True when the op only moves values, so that inputs and output share scale and zero point.
         fuses: Activations that the op absorbs when they follow it directly; the tensor between has no format.
-        float_output: True when the kernel can return float at no cost, so that a result which only float nodes read
-            is not quantized.
+        float_output: True when the kernel can return float at no cost, so that a result which only float
+            nodes read is not quantized.
         range: Range of the output that the op's definition fixes, such as ``[0, 1]`` for Sigmoid.
         only: Values that attributes must have where a node sets them, such as ``mode = "nearest"``.
     """

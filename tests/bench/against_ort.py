@@ -4,8 +4,8 @@
         [--images DIR --annotations FILE.json --decode yolox]     detection: mAP of the three
         [--held-out N]                                            else: cosine to float on the last N samples
 
-ONNX Runtime's quantizer runs as its documentation recommends: pre-processed, QDQ, weights per channel, u8 activations,
-min-max calibration. Latency: 1 thread, the three files in turn in one fresh process.
+ONNX Runtime's quantizer runs as its documentation recommends: pre-processed, QDQ, weights per channel, u8
+activations, min-max calibration. Latency: 1 thread, the three files in turn in one fresh process.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ def main() -> None:
         load_target("ort-cpu").lower(result.graph).save(files["edgekit"])
         print(f"edgekit:     {time.perf_counter() - start:.1f} s to quantize")
         for item in result.raised:
-            print(f"  {item.tensor} ({item.op}) stays {item.format}: {item.reason}; it gives {item.gain_db:.1f} dB")
+            print(f"  {item.tensor} ({item.op}) stays {item.format}, {item.gain_db:.1f} dB: {item.reason}")
         _print_quality(args, files, graph, preprocess, unseen)
         latency = measure_latency(files, feeds[0], threads=1, runs=args.runs, memory=False)
     for name, measured in latency.latency.items():
-        print(f"  {name:12s} {measured.value:6.2f} ms median, {measured.spread['p95']:.2f} ms p95 ({measured.method})")
+        p95 = measured.spread["p95"]
+        print(f"  {name:12s} {measured.value:6.2f} ms median, {p95:.2f} ms p95 ({measured.method})")
     medians = {name: m.value for name, m in latency.latency.items()}
     print(f"  edgekit / onnxruntime {medians['edgekit'] / medians['onnxruntime']:.2f}")
     print(f"  float / edgekit       {medians['float'] / medians['edgekit']:.2f}")
@@ -92,7 +93,14 @@ def _quantize(graph: Graph, feeds: Feeds, ranges: Any) -> QuantizeResult:
     scheme = load_target("ort-cpu").scheme
     if scheme is None:
         raise SystemExit("ort-cpu has no number formats")
-    return quantize(graph, scheme, lambda: feeds, input_ranges=ranges, total=len(feeds), status=lambda text: print(f"    {text}"))
+    return quantize(
+        graph,
+        scheme,
+        lambda: feeds,
+        input_ranges=ranges,
+        total=len(feeds),
+        status=lambda text: print(f"    {text}"),
+    )
 
 
 def _print_quality(
@@ -101,11 +109,13 @@ def _print_quality(
     if args.annotations:
         images = open_samples(args.images, graph.inputs, preprocess)
         for name, path in files.items():
-            found = evaluate_detection(open_runner(path), images, Path(args.annotations), decoder(args.decode))
+            found = evaluate_detection(
+                open_runner(path), images, Path(args.annotations), decoder(args.decode)
+            )
             print(f"  {name:12s} mAP {found.map:.4f}, mAP50 {found.map50:.4f} on {found.images} images")
     for name, path in files.items() if unseen else ():
         cosines = _cosines(files["float"], path, unseen)
-        print(f"  {name:12s} cosine to float: mean {cosines.mean():.5f}, min {cosines.min():.5f} ({len(unseen)} samples)")
+        print(f"  {name:12s} cosine to float: mean {cosines.mean():.5f}, min {cosines.min():.5f}")
 
 
 def _cosines(reference: Path, candidate: Path, feeds: Feeds) -> np.ndarray[Any, Any]:
@@ -116,13 +126,17 @@ def _cosines(reference: Path, candidate: Path, feeds: Feeds) -> np.ndarray[Any, 
         strict=True,
     )
     for a, b in pairs:
-        x, y = (np.concatenate([v.ravel() for v in outputs.values()]).astype(np.float64) for outputs in (a, b))
+        x, y = (
+            np.concatenate([v.ravel() for v in outputs.values()]).astype(np.float64) for outputs in (a, b)
+        )
         found.append(float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y))))
     return np.array(found)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--preprocess", default="")

@@ -1,10 +1,10 @@
-"""What calibration costs: time against running the float network, and peak memory against the number of images.
+"""What calibration costs: time against running the float network, peak memory against the number of images.
 
-    python tests/bench/calibration.py MODEL.onnx --data DIR [--preprocess …] [--images 128] [--rounds 5] [--threads N]
+    python tests/bench/calibration.py MODEL.onnx --data DIR [--preprocess …] [--images N] [--threads N]
 
-Time: all four calibrators for every tensor from one pass, against ONNX Runtime running the float model on the same
-preprocessed images, in one process, with the same threads, in turn; decoding is on neither side. Memory: peak resident
-size of a fresh process that calibrates a few and all images, decoding included.
+Time: all four calibrators for every tensor from one pass, against ONNX Runtime running the float model on the
+same preprocessed images, in one process, with the same threads, in turn; decoding is on neither side. Memory:
+peak resident size of a fresh process that calibrates a few and all images, decoding included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from edgekit.session import cores, open_runner, run_all
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--preprocess", default="")
@@ -97,7 +99,8 @@ def _time(args: argparse.Namespace) -> None:
         print(f"  {label:22s} {statistics.median(values):6.2f} s")
     for label in ("float", "float, side by side"):
         ratios = np.array(times["calibration"]) / np.array(times[label])
-        print(f"  calibration / {label}: {np.median(ratios):.2f} (rounds {ratios.min():.2f} to {ratios.max():.2f})")
+        spread = f"rounds {ratios.min():.2f} to {ratios.max():.2f}"
+        print(f"  calibration / {label}: {np.median(ratios):.2f} ({spread})")
 
 
 def _peak_in_fresh_process(images: int) -> int:
@@ -107,7 +110,7 @@ def _peak_in_fresh_process(images: int) -> int:
 
 
 def _peak_bytes() -> int:
-    """High-water mark of the resident size; Linux counts it from the start of this program, not of its parent."""
+    """High-water mark of the resident size, which Linux counts from the start of this program."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 

@@ -157,6 +157,7 @@ def test_only_integer_nodes_with_stored_weights(build: Build, scheme: Scheme) ->
     graph = build(text, {"w": np.ones((8, 8, 1, 1)), "u": np.ones((16, 8, 1, 1))})
     plan = make_plan(graph, scheme, raised=["x"])
     assert correctable(graph, plan) == {"y.node": "t"}
+    assert "its weights are computed" in plan.float_nodes["z.node"]
 
 
 def test_adding_to_biases(build: Build) -> None:

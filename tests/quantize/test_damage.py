@@ -120,3 +120,18 @@ def test_the_estimate_is_right_in_size(build: Build, samples: MakeSamples, schem
     estimate = estimate_damage(graph, plan, params, histograms)["a"]
     real = judge.score(insert_pairs(graph, {"a": params["a"]}), integer=False).noise["y"]
     assert real / 4 < estimate < real * 4
+
+
+def test_the_estimate_takes_the_columns_that_a_tensor_meets(
+    build: Build, samples: MakeSamples, scheme: Scheme
+) -> None:
+    text = """g (float[1,16,8,8] x) => (float[1,16,8,8] y) {
+        a = Conv(x, w) b = Conv(x, w) j = Concat <axis=1> (a, b) y = Conv(j, v)
+    }"""
+    random = np.random.default_rng(0)
+    v = random.standard_normal((16, 32, 1, 1)) / 4
+    v[:, 16:] *= 0.01  # nothing of the second branch is used
+    graph = build(text, {"w": random.standard_normal((16, 16, 1, 1)) / 4, "v": v})
+    plan, params, histograms, _ = _prepared(graph, scheme, samples(graph, 8))
+    estimates = estimate_damage(graph, plan, params, histograms)
+    assert estimates["b"] == pytest.approx(1e-4 * estimates["a"], rel=0.5)

@@ -65,7 +65,8 @@ def test_channels(build: Build, samples: MakeSamples, scheme: Scheme) -> None:
     small = np.where(np.arange(8) < 3, 1 / 300, 1.0)
     found = _find(_net(build, w2=small), samples, scheme)
     assert [(f.kind, f.where) for f in found] == [(Kind.CHANNELS, "r")]
-    assert found[0].text.startswith("3 of 8 channels get fewer than 4 of 256 steps")
+    assert found[0].text.startswith("the ranges of its 8 channels differ")
+    assert found[0].text.endswith("3 of them get fewer than 4 of 256 steps")
     assert 150 < found[0].ratio < 1500
     assert found[0].action == "none needed: its effect on the outputs is small"
     acted = _find(_net(build, w2=small), samples, scheme, actions={"r": "raised to float32"})

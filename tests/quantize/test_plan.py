@@ -30,8 +30,8 @@ def _constants(**more: Any) -> dict[str, Any]:
     return {**{k: random.standard_normal(v) for k, v in CONVS.items()}, **more}
 
 
-def _graph(build: Build, lines: str, shape: str = "1,16,8,8", **more: Any) -> Graph:
-    text = f"g (float[1,3,8,8] x) => (float[{shape}] y) {{ {lines} }}"
+def _graph(build: Build, lines: str, result: str = "1,16,8,8", **more: Any) -> Graph:
+    text = f"g (float[1,3,8,8] x) => (float[{result}] y) {{ {lines} }}"
     return build(text, {k: v for k, v in _constants(**more).items() if k in lines})
 
 
@@ -63,6 +63,38 @@ def test_rule_1_other_element_types(build: Build, scheme: Scheme) -> None:
     assert _floats(plan)["k"] == "it does not compute in float32"
     assert _integer(plan) == {"a", "r", "y"}
     assert "k" not in plan.tensors
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("m = MatMul(k, s) y = Conv(m, w2)", "its stored weights are the first factor"),
+        ("m = Conv(s, f) y = Conv(m, w2)", "its weights are computed, not stored"),
+        ("q = Flatten(s) m = Gemm <alpha=0.5> (q, g, b) y = MatMul(m, w5)", "its alpha is not 1"),
+        ("q = Flatten(s) m = Gemm <beta=2.0> (q, g, b) y = MatMul(m, w5)", "its beta is not 1"),
+        ("q = Flatten(s) m = Gemm <transA=1> (q, h) y = MatMul(m, w5)", "it transposes its input"),
+        (
+            "q = Flatten(s) r = Flatten(a) m = Gemm <transB=1> (q, r) y = MatMul(m, w6)",
+            "its weights are computed",
+        ),
+    ],
+)
+def test_rule_1_forms_without_a_kernel(lines: str, reason: str, build: Build, scheme: Scheme) -> None:
+    front = "a = Conv(x, w1) s = Sigmoid(a) p = GlobalAveragePool(a) f = Reshape(p, shape)"
+    ones = {
+        "k": (8, 8), "g": (512, 8), "b": (8,), "h": (1, 8), "w5": (8, 16), "w6": (1, 80),
+    }  # fmt: skip
+    more: dict[str, Any] = {k: np.ones(v) for k, v in ones.items()}
+    graph = _graph(
+        build,
+        f"{front} {lines}",
+        "a,b,c,d" if "y = Conv" in lines else "a,b",
+        shape=np.array([1, 8, 1, 1]),
+        **{**more, "w2": np.ones((80, 8 if "MatMul(k" in lines else 1, 1, 1))},
+    )
+    plan = make_plan(graph, scheme)
+    assert _floats(plan)["m"].startswith(reason)
+    assert "y" in _integer(plan)
 
 
 def test_rule_2_the_tail(build: Build, scheme: Scheme) -> None:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.quantize.qparams import BIAS_LIMIT, activation_params, weight_codes, weight_scales, with_room_for_bias
+from edgekit.quantize.qparams import (
+    BIAS_LIMIT,
+    activation_params,
+    weight_codes,
+    weight_scales,
+    with_room_for_bias,
+)
 from edgekit.quantize.scheme import Format
 
 Array = np.ndarray[Any, Any]
@@ -113,9 +119,14 @@ def test_a_large_bias_lifts_the_scale() -> None:
     step, bias = 0.01, np.array([1000.0, 0.0])
     floor = bias / (step * BIAS_LIMIT)
     scales = with_room_for_bias(weight_scales(weight, 0, Format.INT8), bias, step)
+    assert scales.dtype == np.float32
     assert bias[0] / (scales[0] * step) <= BIAS_LIMIT * (1 + 1e-6)
     assert scales[0] == pytest.approx(floor[0], rel=1e-6)
     assert scales[1] == weight_scales(weight, 0, Format.INT8)[1]
+    # One scale for all channels makes room for the largest bias.
+    one = with_room_for_bias(weight_scales(weight, None, Format.INT8), bias, step)
+    assert np.shape(one) == ()
+    assert one == scales[0]
 
 
 @pytest.mark.parametrize(("fmt", "top"), [(Format.INT8, 127), (Format.INT16, 32767)])

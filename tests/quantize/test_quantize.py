@@ -91,7 +91,7 @@ def test_the_measured_quality_is_that_of_the_graph(
     result = _quantize(graph, scheme, feeds, Options(judge_samples=16))
     assert result.db == pytest.approx(_db(graph, result.graph, feeds), abs=0.05)
     assert result.rungs[-1][1] == result.db
-    assert result.db >= max(db for label, db in result.rungs if label.startswith("calibrator"))
+    assert result.db >= max(db for label, db in result.rungs if label.startswith("best: "))
     # Parameters, plan and graph belong together.
     values = result.graph.values()
     assert set(result.params) >= set(result.plan.tensors)
@@ -127,7 +127,7 @@ def test_the_calibrator_that_was_asked_for(
     graph = _clash(build)
     result = _quantize(graph, scheme, samples(graph, 8), Options(calibrator=method.value))
     assert result.calibrator is method
-    tried = {label.removeprefix("calibrator ").partition(",")[0] for label, _ in result.rungs}
+    tried = {label.removeprefix("best: ").partition(",")[0] for label, _ in result.rungs}
     assert not tried & ({m.value for m in Calibrator} - {method.value})
 
 
@@ -137,7 +137,7 @@ def test_auto_keeps_the_best(build: Build, samples: MakeSamples, scheme: Scheme)
     result = _quantize(graph, scheme, feeds)
     tried = {label.partition(",")[0]: 0.0 for label, _ in result.rungs}
     assert {m.value for m in Calibrator} <= set(tried)
-    chosen = next(db for label, db in result.rungs if label.startswith("calibrator "))
+    chosen = next(db for label, db in result.rungs if label.startswith("best: "))
     assert chosen == max(
         db for label, db in result.rungs[: len(result.rungs)] if label.partition(",")[0] in set(Calibrator)
     )
