@@ -24,7 +24,7 @@ objects = st.dictionaries(
         st.floats(-0.5, 1.5),
         st.floats(0.5, 3),
         st.floats(0.5, 3),
-        st.floats(0.3, 1),
+        st.integers(300, 1000).map(lambda score: score / 1000),
         st.integers(0, CLASSES - 1),
     ),
     max_size=6,
