@@ -17,6 +17,7 @@ from edgekit.errors import ModelError
 from edgekit.graph import Graph, array
 from edgekit.measure.result import Measurement, Method
 from edgekit.passes.edit import has_subgraph, is_false, static_shape
+from edgekit.passes.focus_to_conv import focus_to_conv
 from edgekit.passes.fold_batchnorm import fold_batchnorm
 from edgekit.passes.fold_constants import fold_constants
 from edgekit.passes.infer_shapes import infer_shapes
@@ -98,7 +99,8 @@ def clean(graph: Graph, input_shapes: Mapping[str, tuple[int, ...]] | None = Non
     graph = name_nodes(graph)
     graph = infer_shapes(graph)
     _check_static(graph)
-    return mean_to_pool(graph)
+    graph = mean_to_pool(graph)
+    return focus_to_conv(graph)
 
 
 def _check_straight(graph: Graph) -> None:

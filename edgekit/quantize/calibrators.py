@@ -99,14 +99,15 @@ def _mse(histogram: Histogram, low: float, high: float, levels: int, function: F
 
 
 def _alternate(best: Callable[[Array, Array], int], low: float, high: float, candidates: int) -> Range:
-    """Move one end, then the other, twice or until neither moves."""
+    """Move one end, then the other, twice or until neither moves; a short end has nothing to give."""
     full = (low, high)
+    two_sided = -low > 0.05 * high
     shares = np.geomspace(1.0, 0.03, candidates)
-    for _ in range(2):
+    for _ in range(2 if two_sided else 1):
         before = (low, high)
         highs = np.maximum(full[1] * shares, 1e-9) if full[1] > 0 else np.zeros(1)
         high = float(highs[best(np.full_like(highs, low), highs)]) if full[1] > 0 else 0.0
-        if -full[0] > 0.05 * full[1]:  # a short end has nothing to give
+        if two_sided:
             lows = np.minimum(full[0] * shares, -1e-9)
             low = float(lows[best(lows, np.full_like(lows, high))])
         if (low, high) == before:

@@ -20,8 +20,8 @@ Samples run side by side, one thread each, which keeps the cores busier than man
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -29,12 +29,13 @@ import onnx_ir as ir
 
 from edgekit.errors import DataError, ModelError
 from edgekit.graph import Graph, array
+from edgekit.quantize.calibrators import Range
 from edgekit.quantize.histogram import BINS, Array, Histogram
 from edgekit.quantize.probe import Probe, channel_axis
 from edgekit.session import Arrays, open_runner, run_all
 
 #: Values of one tensor that one sample adds to its histogram.
-VALUES = 512
+VALUES = 384
 #: Samples whose values are buffered before they are counted.
 BLOCK = 16
 #: Where ``x * sigmoid(x)`` has its minimum.
@@ -54,10 +55,12 @@ class Calibration:
     Attributes:
         histograms: By tensor name.
         samples: How many samples were run.
+        ranges: Ranges that have been chosen from the histograms, so that a search does not choose them again.
     """
 
     histograms: Mapping[str, Histogram]
     samples: int
+    ranges: dict[Hashable, Range] = field(default_factory=dict, compare=False, repr=False)
 
 
 def observe(
@@ -87,7 +90,7 @@ def observe(
     silus = silu_inputs(graph)
     observed = tuple(dict.fromkeys(silus.get(t, t) for t in wanted))
     probe = _RangeProbe(graph, observed)
-    collector = _Collector(observed, probe)
+    collector = _Collector(probe)
     done = 0
     for done, outputs in enumerate(_outputs(probe, feeds, threads) if observed else feeds, 1):
         if observed:
@@ -160,17 +163,20 @@ class _RangeProbe:
         self.outputs = [v for v in self.probe.main.outputs if v.dtype == ir.DataType.FLOAT]
         sums = [self.probe.node("ReduceSum", [self._flat(v)], keepdims=1) for v in self.outputs]
         parts: dict[str, list[ir.Value]] = {MIN: [], MAX: [], SAMPLED: [], SUMS: sums}
-        for tensor in tensors:
+        pooled_maxima: list[ir.Value] = []
+        # Feature maps first: their maxima are then joined before they are flattened, not one by one.
+        self.tensors = tuple(sorted(tensors, key=lambda t: not _is_map(self.probe.shape(t))))
+        for tensor in self.tensors:
             shape = self.probe.shape(tensor)
             value = self.probe.values[tensor]
-            pooled = len(shape) == 4 and shape[0] == 1 and shape[2] * shape[3] > 1
+            pooled = _is_map(shape)
             self.channels.append(shape[channel_axis(len(shape))] if shape else 1)
             floor = _floor(value, gated) if pooled else _Floor.EXACT
             self.zeros.append(floor is _Floor.ZERO)
             picked = value
             if pooled:
                 picked = self._grid(value, shape)
-                parts[MAX].append(self._flat(self.probe.node("GlobalMaxPool", [value])))
+                pooled_maxima.append(self.probe.node("GlobalMaxPool", [value]))
                 parts[SAMPLED].append(self._flat(picked))
             else:
                 parts[MAX].append(self.probe.reduce("ReduceMax", value, len(shape)))
@@ -178,6 +184,8 @@ class _RangeProbe:
             if floor is not _Floor.ZERO:
                 seen = picked if floor is _Floor.SAMPLED else value
                 parts[MIN].append(self.probe.reduce("ReduceMin", seen, len(shape)))
+        if pooled_maxima:
+            parts[MAX].insert(0, self._flat(self.probe.node("Concat", pooled_maxima, axis=1)))
         self.model = self.probe.finish({k: v for k, v in parts.items() if v})
 
     def _flat(self, value: ir.Value) -> ir.Value:
@@ -194,13 +202,16 @@ class _RangeProbe:
     def _spaced(self, value: ir.Value, shape: list[int]) -> ir.Value:
         probe, size = self.probe, int(np.prod(shape))
         flat = self._flat(value)
-        step = (
-            1 if size <= VALUES else size // VALUES | 1
-        )  # odd, so that it does not keep time with the channels
+        # An odd step does not keep time with the channels.
+        step = 1 if size <= VALUES else size // VALUES | 1
         self.value_counts.append(-(-size // step))
         return (
             flat if step == 1 else probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
         )
+
+
+def _is_map(shape: list[int]) -> bool:
+    return len(shape) == 4 and shape[0] == 1 and shape[2] * shape[3] > 1
 
 
 def _floor(value: ir.Value, gated: frozenset[str]) -> _Floor:
@@ -216,8 +227,8 @@ def _floor(value: ir.Value, gated: frozenset[str]) -> _Floor:
 class _Collector:
     """Adds up what the probe returns, for all tensors at once."""
 
-    def __init__(self, tensors: tuple[str, ...], probe: _RangeProbe) -> None:
-        self.tensors = tensors
+    def __init__(self, probe: _RangeProbe) -> None:
+        self.tensors = probe.tensors
         self.outputs = [str(v.name) for v in probe.outputs]
         self.starts = np.cumsum([0, *probe.channels])
         self.measured = ~np.repeat(np.array(probe.zeros, bool), probe.channels)
@@ -233,7 +244,7 @@ class _Collector:
         self.low = self.high = np.zeros(0)
         self.minima: Array = np.zeros(0, np.float32)
         self.maxima: Array = np.zeros(0, np.float32)
-        self.counts = np.zeros((len(tensors), BINS))
+        self.counts = np.zeros((len(self.tensors), BINS))
         self.buffer: list[Array] = []
 
     def add(self, outputs: Mapping[str, Array]) -> None:

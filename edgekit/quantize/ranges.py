@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
 from edgekit.quantize.calibrators import Calibrator, Range, choose_range
-from edgekit.quantize.histogram import Histogram
 from edgekit.quantize.observe import Calibration, silu, silu_inputs
 from edgekit.quantize.plan import Plan, inputs, moved_inputs
 from edgekit.quantize.qparams import QParams, activation_params
@@ -68,7 +67,7 @@ class _Chooser:
     ) -> None:
         self.producers = {str(v.name): node for node in graph.nodes for v in node.outputs}
         self.scheme = scheme
-        self.histograms = calibration.histograms
+        self.calibration = calibration
         self.options = options
         self.fixed = fixed_ranges(graph, scheme, plan)
         self.inputs = moved_inputs(graph, scheme)
@@ -84,8 +83,8 @@ class _Chooser:
             return self.fixed[tensor]
         if tensor in self.options.chosen:
             return self.options.chosen[tensor]
-        if tensor in self.histograms:
-            return self._seen(self.histograms[tensor], tensor in self.gated)
+        if tensor in self.calibration.histograms:
+            return self._seen(tensor)
         producer = self.producers.get(tensor)
         rule = self.scheme.ops.get(producer.op_type) if producer is not None else None
         if producer is None or rule is None or not rule.moves:
@@ -93,10 +92,17 @@ class _Chooser:
         moved = [self.range(t) for t in inputs(producer)]
         return min(low for low, _ in moved), max(high for _, high in moved)
 
-    def _seen(self, histogram: Histogram, gated: bool) -> Range:
-        levels = 2**self.scheme.activation.bits
-        if gated:
-            return choose_range(histogram, Calibrator.MSE, levels=levels, function=silu)
-        return choose_range(
-            histogram, self.options.calibrator, levels=levels, percentile=self.options.percentile
-        )
+    def _seen(self, tensor: str) -> Range:
+        gated = tensor in self.gated
+        calibrator = Calibrator.MSE if gated else self.options.calibrator
+        levels, percentile = 2**self.scheme.activation.bits, self.options.percentile
+        key = (tensor, calibrator, gated, levels, percentile)
+        if key not in self.calibration.ranges:
+            self.calibration.ranges[key] = choose_range(
+                self.calibration.histograms[tensor],
+                calibrator,
+                levels=levels,
+                percentile=percentile,
+                function=silu if gated else None,
+            )
+        return self.calibration.ranges[key]
