@@ -2,14 +2,20 @@
 #   make demo     train-to-bundle on the YOLO reference model, report in build/demo
 #   make test     the tests
 #   make check    what CI runs: lint, types, layers, wheel contents, tests
+#   make bench    figures on real models and images, from the folder DATA
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT := build/demo
+DATA := ../shared
+YOLOX := $(DATA)/models/yolox_nano.onnx --data $(DATA)/data/coco/calib \
+	--preprocess resize=letterbox,anchor=top-left,pad=114,color=bgr,divide=1
+FACE := $(DATA)/models/mobilefacenet.onnx --data $(DATA)/data/faces \
+	--preprocess mean=0.485/0.456/0.406,std=0.229/0.224/0.225
 
-.PHONY: demo test check lint types layers wheel clean
+.PHONY: demo test check lint types layers wheel bench clean
 
 demo: $(STAMP)
 	$(BIN)/edgekit run models/yolo/recipe.toml --out $(OUT)
@@ -17,6 +23,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+# Not part of the tests: minutes long, and meaningful only while nothing else runs.
+bench: $(STAMP)
+	$(BIN)/python tests/bench/against_ort.py $(YOLOX) --decode yolox \
+		--images $(DATA)/data/coco/val --annotations $(DATA)/data/coco/val.json
+	$(BIN)/python tests/bench/against_ort.py $(FACE) --held-out 100
+	$(BIN)/python tests/bench/calibration.py $(YOLOX)
+	$(BIN)/python tests/bench/calibration.py $(FACE)
 
 check: lint types layers wheel test
 

@@ -35,7 +35,7 @@ from edgekit.quantize.probe import Probe, channel_axis
 from edgekit.session import Arrays, open_runner, run_all
 
 #: Values of one tensor that one sample adds to its histogram.
-VALUES = 384
+VALUES = 320
 #: Samples whose values are buffered before they are counted.
 BLOCK = 16
 #: Where ``x * sigmoid(x)`` has its minimum.

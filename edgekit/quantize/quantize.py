@@ -25,7 +25,7 @@ from edgekit.quantize.probe import channel_means
 from edgekit.quantize.qdq import all_weight_scales, insert_qdq
 from edgekit.quantize.qparams import QParams
 from edgekit.quantize.raising import Raised, most_useful, only_needed
-from edgekit.quantize.ranges import RangeOptions, choose_params, fixed_ranges
+from edgekit.quantize.ranges import RangeOptions, choose_params, unknown_ranges
 from edgekit.quantize.scheme import Scheme
 
 #: The calibrator that chooses among the others by measuring.
@@ -203,8 +203,7 @@ class _Line:
         self, feeds: Iterable[Mapping[str, Array]], total: int | None = None, progress: Progress | None = None
     ) -> Calibration:
         with self._clock("calibrate"):
-            fixed = fixed_ranges(self.work, self.scheme, self.plan)
-            wanted = [t for t in self.plan.sources if t not in fixed]
+            wanted = unknown_ranges(self.work, self.scheme, self.plan, self.inputs)
             return observe(self.work, wanted, feeds, threads=self.threads, total=total, progress=progress)
 
     def _equalize(self, only: Sequence[str] | None) -> None:

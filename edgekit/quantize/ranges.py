@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from edgekit.errors import ModelError
@@ -42,6 +42,12 @@ def fixed_ranges(graph: Graph, scheme: Scheme, plan: Plan) -> dict[str, Range]:
         if rule is not None and rule.range is not None and str(node.outputs[0].name) in plan.sources:
             found[str(node.outputs[0].name)] = rule.range
     return found
+
+
+def unknown_ranges(graph: Graph, scheme: Scheme, plan: Plan, inputs: Collection[str]) -> list[str]:
+    """The tensors that calibration must look at: not fixed by their op, not moved from one of ``inputs``."""
+    fixed, origin = fixed_ranges(graph, scheme, plan), moved_inputs(graph, scheme)
+    return [t for t in plan.sources if t not in fixed and origin.get(t) not in inputs]
 
 
 def choose_params(

@@ -46,7 +46,7 @@ def main() -> None:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("float", "onnxruntime", "edgekit")}
         graph.save(files["float"])
         start = time.perf_counter()
-        quantize_with_ort(files["float"], files["onnxruntime"], calibration)
+        quantize_with_ort(Path(args.model), files["onnxruntime"], calibration)
         print(f"onnxruntime: {time.perf_counter() - start:.1f} s to quantize, {len(calibration)} images")
         start = time.perf_counter()
         result = _quantize(graph, calibration, input_ranges(graph.inputs, preprocess, samples))
@@ -65,7 +65,8 @@ def main() -> None:
 
 
 def quantize_with_ort(source: Path, target: Path, feeds: Feeds) -> None:
-    """What a user of onnxruntime.quantization would run."""
+    """What a user of onnxruntime.quantization would run on the model as it came."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -77,7 +78,11 @@ def quantize_with_ort(source: Path, target: Path, feeds: Feeds) -> None:
             return next(self.left, None)
 
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
+    model = onnx.load(source)
+    if model.opset_import[0].version < 13:  # weights per channel need opset 13
+        model = onnx.version_converter.convert_version(model, 17)
+    onnx.save(model, prepared)
+    quant_pre_process(str(prepared), str(prepared))
     quantize_static(
         str(prepared),
         str(target),
