@@ -82,6 +82,7 @@ def _mse(histogram: Histogram, low: float, high: float, levels: int, function: F
     target = function(centers) if function else centers
     keep = counts > 0
     centers, counts, target = centers[keep], counts[keep], target[keep]
+    slope = _slope(function, centers) if function else np.ones_like(centers)
 
     def best(lows: Array, highs: Array) -> int:
         scale = ((highs - lows) / (levels - 1))[:, None]
@@ -90,7 +91,6 @@ def _mse(histogram: Histogram, low: float, high: float, levels: int, function: F
         values = (codes - zero) * scale
         # Inside one step the error is spread evenly; the bin centre alone would make it look like luck.
         inside = (centers >= lows[:, None]) & (centers <= highs[:, None])
-        slope = _slope(function, centers) if function else np.ones_like(centers)
         clipped = ((function(values) if function else values) - target) ** 2
         error = np.where(inside, (slope * scale) ** 2 / 12.0, clipped)
         return int(np.argmin(error @ counts))
