@@ -271,6 +271,13 @@ def uncommon_form(node: ir.Node) -> str:
             return f"its {scaled[0]} is not 1"
         if "transA" in node.attributes and node.attributes["transA"].as_int():
             return "it transposes its input"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        stored = array(bias)
+        if stored is None:
+            return "its bias is computed, not stored"
+        if stored.size > 1 and stored.size != stored.shape[-1]:
+            return "its bias differs from row to row"
     return ""
 
 

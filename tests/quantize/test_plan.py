@@ -97,6 +97,15 @@ def test_rule_1_forms_without_a_kernel(lines: str, reason: str, build: Build, sc
     assert "y" in _integer(plan)
 
 
+def test_rule_1_a_bias_for_each_row(build: Build, scheme: Scheme) -> None:
+    text = "g (float[3,16] x) => (float[3,16] y) { m = Gemm(x, g, b) y = MatMul(m, w) }"
+    weights = {"g": np.ones((16, 32)), "w": np.ones((32, 16))}
+    by_row = make_plan(build(text, {**weights, "b": np.ones((3, 32))}), scheme)
+    assert _floats(by_row) == {"m": "its bias differs from row to row"}
+    for shape in ((32,), (1, 32), (1,), ()):
+        assert "m" in _integer(make_plan(build(text, {**weights, "b": np.ones(shape)}), scheme))
+
+
 def test_rule_2_the_tail(build: Build, scheme: Scheme) -> None:
     lines = "a = Conv(x, w1) c = Conv(a, w2) s = Sigmoid(c) y = Mul(c, s)"
     plan = make_plan(_graph(build, lines), scheme)
