@@ -26,7 +26,7 @@ from edgekit.quantize.scheme import Scheme
 #: Ops that multiply and accumulate; they carry a network's cost.
 MAC_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 #: Weights up to which a node that multiplies and accumulates can belong to the tail.
-FEW_WEIGHTS = 64
+FEW_WEIGHTS = 32
 
 
 @dataclass(frozen=True)
