@@ -24,7 +24,7 @@ Range = tuple[float, float]
 Function = Callable[[Array], Array]
 
 #: Bins that the searches look at; the histogram's are merged to this many.
-SEARCH_BINS = 512
+SEARCH_BINS = 256
 #: Candidate ends on either side in the searches.
 CANDIDATES = 32
 
