@@ -36,6 +36,8 @@ from edgekit.session import Arrays, open_runner, run_all
 
 #: Values of one tensor that one sample adds to its histogram.
 VALUES = 320
+#: Channels in a block of ONNX Runtime's layout on the widest CPUs; narrower ones divide it.
+BLOCK_CHANNELS = 16
 #: Samples whose values are buffered before they are counted.
 BLOCK = 16
 #: Where ``x * sigmoid(x)`` has its minimum.
@@ -158,34 +160,37 @@ class _RangeProbe:
         self.probe = Probe(graph)
         self.channels: list[int] = []
         self.value_counts: list[int] = []
-        self.zeros: list[bool] = []
+        self.floors: list[_Floor] = []
+        #: Picked pixels of every channel of the feature maps, which come first.
+        self.pixels: list[int] = []
         gated = frozenset(silu_inputs(graph).values())
         self.outputs = [v for v in self.probe.main.outputs if v.dtype == ir.DataType.FLOAT]
         sums = [self.probe.node("ReduceSum", [self._flat(v)], keepdims=1) for v in self.outputs]
         parts: dict[str, list[ir.Value]] = {MIN: [], MAX: [], SAMPLED: [], SUMS: sums}
-        pooled_maxima: list[ir.Value] = []
-        # Feature maps first: their maxima are then joined before they are flattened, not one by one.
-        self.tensors = tuple(sorted(tensors, key=lambda t: not _is_map(self.probe.shape(t))))
+        # Joined before they are flattened: those in the blocked layout apart, so that they stay in it.
+        blocked: list[ir.Value] = []
+        plain: list[ir.Value] = []
+        self.tensors = tuple(sorted(tensors, key=lambda t: _order(self.probe.shape(t))))
         for tensor in self.tensors:
             shape = self.probe.shape(tensor)
             value = self.probe.values[tensor]
             pooled = _is_map(shape)
             self.channels.append(shape[channel_axis(len(shape))] if shape else 1)
             floor = _floor(value, gated) if pooled else _Floor.EXACT
-            self.zeros.append(floor is _Floor.ZERO)
-            picked = value
+            self.floors.append(floor)
             if pooled:
-                picked = self._grid(value, shape)
-                pooled_maxima.append(self.probe.node("GlobalMaxPool", [value]))
-                parts[SAMPLED].append(self._flat(picked))
+                maximum = self.probe.node("GlobalMaxPool", [value])
+                (plain if shape[1] % BLOCK_CHANNELS else blocked).append(maximum)
+                parts[SAMPLED].append(self._flat(self._grid(value, shape)))
             else:
                 parts[MAX].append(self.probe.reduce("ReduceMax", value, len(shape)))
                 parts[SAMPLED].append(self._spaced(value, shape))
-            if floor is not _Floor.ZERO:
-                seen = picked if floor is _Floor.SAMPLED else value
-                parts[MIN].append(self.probe.reduce("ReduceMin", seen, len(shape)))
-        if pooled_maxima:
-            parts[MAX].insert(0, self._flat(self.probe.node("Concat", pooled_maxima, axis=1)))
+            if floor is _Floor.EXACT:
+                parts[MIN].append(self.probe.reduce("ReduceMin", value, len(shape)))
+        joined = [
+            self._flat(self.probe.node("Concat", maxima, axis=1)) for maxima in (blocked, plain) if maxima
+        ]
+        parts[MAX] = [*joined, *parts[MAX]]
         self.model = self.probe.finish({k: v for k, v in parts.items() if v})
 
     def _flat(self, value: ir.Value) -> ir.Value:
@@ -196,7 +201,8 @@ class _RangeProbe:
         step = max(1, int(np.sqrt(np.prod(shape) / VALUES)))
         # At least four pixels of each channel, where it has as many.
         step = min(step, max(shape[2] // 2, 1), max(shape[3] // 2, 1))
-        self.value_counts.append(shape[1] * -(-shape[2] // step) * -(-shape[3] // step))
+        self.pixels.append(-(-shape[2] // step) * -(-shape[3] // step))
+        self.value_counts.append(shape[1] * self.pixels[-1])
         return self.probe.node("MaxPool", [value], kernel_shape=[1, 1], strides=[step, step])
 
     def _spaced(self, value: ir.Value, shape: list[int]) -> ir.Value:
@@ -208,6 +214,11 @@ class _RangeProbe:
         return (
             flat if step == 1 else probe.node("Slice", [flat, *(probe.ints([n]) for n in (0, size, 0, step))])
         )
+
+
+def _order(shape: list[int]) -> int:
+    """Feature maps with whole blocks of channels, other feature maps, everything else."""
+    return (1 if shape[1] % BLOCK_CHANNELS else 0) if _is_map(shape) else 2
 
 
 def _is_map(shape: list[int]) -> bool:
@@ -231,7 +242,12 @@ class _Collector:
         self.tensors = probe.tensors
         self.outputs = [str(v.name) for v in probe.outputs]
         self.starts = np.cumsum([0, *probe.channels])
-        self.measured = ~np.repeat(np.array(probe.zeros, bool), probe.channels)
+        floors = np.repeat([f.value for f in probe.floors], probe.channels)
+        self.exact = np.flatnonzero(floors == _Floor.EXACT.value)
+        self.picked = np.flatnonzero(floors == _Floor.SAMPLED.value)
+        # Where the picked pixels of each channel of the feature maps begin.
+        pixels = np.repeat(probe.pixels, probe.channels[: len(probe.pixels)])
+        self.stretches = np.concatenate([[0], np.cumsum(pixels)]).astype(np.int64)
         take, owner, start = [], [], 0
         for index, count in enumerate(probe.value_counts):
             chosen = np.arange(0, count, max(1, count // VALUES))
@@ -248,10 +264,14 @@ class _Collector:
         self.buffer: list[Array] = []
 
     def add(self, outputs: Mapping[str, Array]) -> None:
-        maxima, sampled = outputs[MAX], outputs[SAMPLED][self.take]
+        maxima, values = outputs[MAX], outputs[SAMPLED]
+        sampled = values[self.take]
         minima = np.zeros(len(maxima), np.float32)
-        if self.measured.any():
-            minima[self.measured] = outputs[MIN]
+        if self.exact.size:
+            minima[self.exact] = outputs[MIN]
+        if self.picked.size:
+            pixels = values[: self.stretches[-1]]
+            minima[self.picked] = np.minimum.reduceat(pixels, self.stretches[:-1])[self.picked]
         self._check(minima, maxima, sampled, outputs.get(SUMS, np.zeros(0)))
         self.minima = np.minimum(self.minima, minima) if self.minima.size else minima
         self.maxima = np.maximum(self.maxima, maxima) if self.maxima.size else maxima
