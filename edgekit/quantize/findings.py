@@ -61,6 +61,7 @@ def find_clashes(
     histograms: Mapping[str, Histogram],
     params: Mapping[str, QParams],
     actions: Mapping[str, str],
+    branches: Mapping[str, float] | None = None,
 ) -> tuple[Finding, ...]:
     """Clashes of a float graph, worst first within each kind.
 
@@ -70,10 +71,13 @@ def find_clashes(
         histograms: Ranges by tensor.
         params: Parameters by tensor.
         actions: What was done about a tensor; for the others nothing was.
+        branches: Largest magnitude of the branches of the outputs; calibration does not look at those that
+            stay in float.
     """
+    largest = {t: float(channel_ranges(h).max()) for t, h in histograms.items()}
     found = [
         *_channels(graph, plan, histograms, actions),
-        *_branches(graph, plan, histograms),
+        *_branches(graph, plan, {**(branches or {}), **largest}, actions),
         *_tails(graph, histograms, params),
     ]
     order = list(Kind)
@@ -109,13 +113,15 @@ def _channels(
     return found
 
 
-def _branches(graph: Graph, plan: Plan, histograms: Mapping[str, Histogram]) -> list[Finding]:
+def _branches(
+    graph: Graph, plan: Plan, largest: Mapping[str, float], actions: Mapping[str, str]
+) -> list[Finding]:
     found = []
     for node in graph.nodes:
         if node.op_type not in ("Concat", "Add"):
             continue
-        tensors = [str(v.name) for v in node.inputs if v is not None and str(v.name) in histograms]
-        tops = [float(channel_ranges(histograms[t]).max()) for t in tensors]
+        tensors = [str(v.name) for v in node.inputs if v is not None and str(v.name) in largest]
+        tops = [largest[t] for t in tensors]
         if len(tops) < 2 or max(tops) < BRANCH_RATIO * max(min(tops), 1e-9):
             continue
         ratio = max(tops) / max(min(tops), 1e-9)
@@ -124,11 +130,12 @@ def _branches(graph: Graph, plan: Plan, histograms: Mapping[str, Histogram]) -> 
             f"'{large}' reaches {max(tops):.3g}, '{small}' {min(tops):.3g}, and they meet in a {node.op_type}"
         )
         if name(node) not in plan.integer_nodes:
-            action = "joined in float after each was quantized with a scale of its own"
+            action = "joined in float, so that they share no scale"
         elif node.op_type == "Add" or len({plan.groups.get(t) for t in tensors}) > 1:
             action = f"each keeps a scale of its own up to the {node.op_type}"
         else:
-            action = "none: they share one scale"
+            done = [actions[t] for t in tensors if t in actions]
+            action = done[0] if done else "none: they share one scale"
         found.append(Finding(Kind.BRANCHES, name(node), text, action, ratio))
     return found
 

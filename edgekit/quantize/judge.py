@@ -58,6 +58,11 @@ class Judge:
         ]
         self.runs = 0
 
+    @property
+    def largest(self) -> dict[str, float]:
+        """Largest magnitude of each branch on the samples, in float."""
+        return {b: max(float(np.abs(outputs[b]).max()) for outputs in self.wanted) for b in self.branches}
+
     def score(self, quantized: Graph, *, integer: bool = True) -> Score:
         """Run a QDQ graph that was made from the reference (or an equal graph) and compare.
 

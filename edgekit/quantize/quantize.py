@@ -170,7 +170,12 @@ class _Line:
             calibrator=self.ranges.calibrator,
             raised=raised,
             findings=find_clashes(
-                self.graph, self.first_plan, first.histograms, params, self._actions(raised)
+                self.graph,
+                self.first_plan,
+                first.histograms,
+                params,
+                self._actions(raised),
+                self.judge.largest,
             ),
             db=self._last,
             rungs=tuple(self.rungs),

@@ -15,6 +15,7 @@ from edgekit.quantize.histogram import Histogram
 from edgekit.quantize.observe import observe
 from edgekit.quantize.plan import make_plan
 from edgekit.quantize.qparams import activation_params
+from edgekit.quantize.quantize import quantize
 from edgekit.quantize.ranges import RangeOptions, choose_params, fixed_ranges
 from edgekit.quantize.scheme import Scheme
 
@@ -137,3 +138,23 @@ def test_a_tail_is_named_when_it_is_long_and_was_cut(
     params = {"a": activation_params(cut, 12.0, scheme.activation)}
     clashes = find_clashes(graph, make_plan(graph, scheme), histograms, params, {})
     assert [f.kind for f in clashes] == ([Kind.TAIL] if found else [])
+
+
+def test_boxes_and_scores_that_meet_in_the_output(build: Build, samples: MakeSamples, scheme: Scheme) -> None:
+    text = """g (float[1,8,8,8] x) => (float[1,16,8,8] y) {
+        a = Conv(x, w1) boxes = Mul(a, size)
+        c = Conv(x, w2) scores = Sigmoid(c)
+        y = Concat <axis=1> (boxes, scores)
+    }"""
+    random = np.random.default_rng(0)
+    weights = {k: random.standard_normal((8, 8, 1, 1)) for k in ("w1", "w2")}
+    found = {}
+    for size in (1.0, 200.0):
+        graph = build(text, {**weights, "size": np.array(size)})
+        feeds = samples(graph, 8)
+        found[size] = quantize(graph, scheme, lambda feeds=feeds: feeds, threads=1).findings  # type: ignore[misc]
+    assert found[1.0] == ()
+    assert [(f.kind, f.where) for f in found[200.0]] == [(Kind.BRANCHES, "y.node")]
+    assert found[200.0][0].action == "joined in float, so that they share no scale"
+    assert "'boxes'" in found[200.0][0].text
+    assert found[200.0][0].ratio > 200
