@@ -87,7 +87,7 @@ def measure_damage(
     for tensor in dict.fromkeys((*early, *worst)):
         best = Damage(_noise(graph, tensor, params[tensor], judge), params[tensor].range, "")
         if search and best.noise >= WORTH_A_SEARCH:
-            for method, low_high in _other_ranges(histograms[tensor], tensor in gated).items():
+            for method, low_high in _other_ranges(histograms[tensor], tensor in gated, scheme).items():
                 noise = _noise(graph, tensor, activation_params(*low_high, scheme.activation), judge)
                 if noise < 0.9 * best.noise:
                     best = Damage(noise, low_high, method)
@@ -96,15 +96,14 @@ def measure_damage(
 
 
 def _noise(graph: Graph, tensor: str, params: QParams, judge: Judge) -> float:
-    return float(
-        np.mean(list(judge.score(insert_pairs(graph, {tensor: params}), integer=False).noise.values()))
-    )
+    return judge.score(insert_pairs(graph, {tensor: params}), integer=False).mean
 
 
-def _other_ranges(histogram: Histogram, gated: bool) -> dict[str, Range]:
-    found = {method.value: choose_range(histogram, method) for method in Calibrator}
+def _other_ranges(histogram: Histogram, gated: bool, scheme: Scheme) -> dict[str, Range]:
+    levels = 2**scheme.activation.bits
+    found = {method.value: choose_range(histogram, method, levels=levels) for method in Calibrator}
     if gated:
-        low, high = choose_range(histogram, Calibrator.MSE, function=silu)
+        low, high = choose_range(histogram, Calibrator.MSE, levels=levels, function=silu)
         found["mse after SiLU"] = (low, high)
         found["entropy, tail cut"] = (max(low, found["entropy"][0]), found["entropy"][1])
     return found

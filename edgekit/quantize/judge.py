@@ -33,10 +33,14 @@ class Score:
     noise: dict[str, float]
 
     @property
+    def mean(self) -> float:
+        """Noise of the mean branch, 0 to 1."""
+        return float(np.mean(list(self.noise.values())))
+
+    @property
     def db(self) -> float:
         """Signal-to-quantization-noise ratio of the mean branch, in dB."""
-        mean = float(np.mean(list(self.noise.values())))
-        return float(-10.0 * np.log10(max(mean, 1e-12)))
+        return float(-10.0 * np.log10(max(self.mean, 1e-12)))
 
 
 class Judge:

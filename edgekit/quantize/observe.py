@@ -280,8 +280,7 @@ class _Collector:
             self._count()
 
     def _check(self, minima: Array, maxima: Array, sampled: Array, sums: Array) -> None:
-        """Name the first tensor, in the order in which they were asked for, with a value that is not
-        finite."""
+        """Name the first tensor, feature maps before others, with a value that is not finite."""
         ranges = np.isfinite(minima) & np.isfinite(maxima) & (maxima > LOWEST)
         values = np.isfinite(sampled) & (sampled > LOWEST)
         if not (ranges.all() and values.all()):

@@ -188,10 +188,8 @@ class _Line:
         if not self.means:
             return plain
         plan = make_plan(self.work, self.scheme, raised=raised)
-        params = choose_params(self.work, plan, self.scheme, self.calibration, self.ranges)
         found = quantized_means(self.work, plain, plan, few, threads=self.threads)
-        work = correct_biases(self.work, plan, self.scheme, self.means, found, self.scales)
-        full = insert_qdq(work, plan, params, self.scheme, self.scales)
+        full = self._build(raised, self.ranges, found)
         before = self._last
         db = self.judge.score(full).db
         self._note("biases corrected for activations", db)
@@ -236,12 +234,15 @@ class _Line:
     def _params(self, ranges: RangeOptions) -> dict[str, QParams]:
         return choose_params(self.work, self.plan, self.scheme, self.calibration, ranges)
 
-    def _build(self, raised: tuple[str, ...], ranges: RangeOptions) -> Graph:
+    def _build(
+        self, raised: tuple[str, ...], ranges: RangeOptions, found: Mapping[str, Array] | None = None
+    ) -> Graph:
+        """The quantized graph; ``found`` are channel means behind quantized activations, for their biases."""
         plan = make_plan(self.work, self.scheme, raised=raised)
         params = choose_params(self.work, plan, self.scheme, self.calibration, ranges)
         work = self.work
         if self.means:
-            work = correct_biases(work, plan, self.scheme, self.means, scales=self.scales)
+            work = correct_biases(work, plan, self.scheme, self.means, found, self.scales)
         return insert_qdq(work, plan, params, self.scheme, self.scales)
 
     def _try(self, label: str, raised: tuple[str, ...], ranges: RangeOptions) -> float:
