@@ -23,12 +23,13 @@ from edgekit.graph import TensorSpec
 from edgekit.measure.latency import LatencyResult
 from edgekit.measure.result import Measurement, Method
 from edgekit.pipeline import assess, line, steps
-from edgekit.pipeline.job import make_options, read_preprocess
+from edgekit.pipeline.job import from_recipe, make_options, read_preprocess
 from edgekit.pipeline.layers import rescaled, without_rescaled
 from edgekit.pipeline.line import Outcome, state_folder
 from edgekit.pipeline.split import Part, Watched
 from edgekit.pipeline.state import Store, digest, listing, plain
 from edgekit.quantize.quantize import Options, quantize
+from edgekit.recipe import QuantizeSection, load_recipe
 
 INPUT = (TensorSpec("images", (1, 3, 32, 32), np.dtype(np.float32)),)
 
@@ -386,3 +387,9 @@ def test_rescaled_layers_are_not_compared(material: Path) -> None:
     assert [row["name"] for row in found["layers"]] == ["f"]
     assert [row["name"] for row in found["skipped"]] == ["c1", "r1"]
     assert without_rescaled({"samples": 1}, graph, history) == {"samples": 1}
+
+
+def test_a_recipe_and_the_quantizer_have_the_same_defaults(material: Path) -> None:
+    recipe = load_recipe(material / "recipe.toml", [f"quantize.calibrator={Options().calibrator}"])
+    assert recipe.quantize == QuantizeSection()
+    assert from_recipe(recipe).options == Options()
