@@ -183,7 +183,7 @@ def run(
     """
     from edgekit.pipeline.job import from_recipe
     from edgekit.pipeline.line import run_line
-    from edgekit.recipe import load_recipe
+    from edgekit.recipe_file import load_recipe
 
     extra = [f"deploy.targets={json.dumps(list(targets))}"] if targets else []
     loaded = load_recipe(Path(recipe), [*overrides, *extra])
@@ -268,7 +268,7 @@ def _recipe_job(
     """The recipe's job with another model, other samples and other targets."""
     from edgekit.objects import is_object_name
     from edgekit.pipeline.job import from_recipe
-    from edgekit.recipe import load_recipe
+    from edgekit.recipe_file import load_recipe
 
     def absolute(source: str | Path) -> str:
         text = str(source)

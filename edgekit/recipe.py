@@ -1,42 +1,20 @@
-"""The recipe of one run: a TOML file, checked key by key.
+"""The sections of a recipe, checked key by key; :mod:`edgekit.recipe_file` reads them from a TOML file.
 
-Relative paths, also those given with ``--set``, start at the recipe's folder. A source is a path or
-``package.module:callable``; every path of a loaded recipe is absolute.
+A source is a path or ``package.module:callable``; every path of a loaded recipe is absolute.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-import tomllib
-import types
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
-
-from edgekit.errors import UsageError
-from edgekit.objects import is_object_name
-
-#: Compress passes that this version can run.
-COMPRESS_PASSES: tuple[str, ...] = ()
-
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_TOML_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)")
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 _Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Drop = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -76,47 +54,150 @@ class EvaluateSection(_Section):
     """``[evaluate]``: the task metric.
 
     Attributes:
-        task: ``detection`` (COCO mAP) or ``outputs`` (int8 against float, no labels).
+        task: ``detection`` (COCO mAP), ``verification`` (face embeddings, all pairs of images),
+            ``classification`` (accuracy) or ``outputs`` (against the original's, no labels).
         images: Samples to evaluate on; for ``outputs`` the calibration samples when left out.
         annotations: COCO JSON file; ``detection`` only.
         decode: Name of the decoder that turns outputs into boxes; ``detection`` only.
+        labels: ``package.module:callable`` returning the class of each sample; ``classification`` only. Left
+            out, as for ``verification``, an image belongs to the folder that it lies in.
         limit: Use at most this many samples.
     """
 
-    task: Literal["detection", "outputs"]
+    task: Literal["detection", "verification", "classification", "outputs"]
     images: _Text | None = None
     annotations: _Text | None = None
     decode: _Text | None = None
+    labels: _Text | None = None
     limit: _Count | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> EvaluateSection:
-        if self.task == "detection":
-            missing = [key for key in ("images", "annotations", "decode") if getattr(self, key) is None]
+        needed = {
+            "detection": ("images", "annotations", "decode"),
+            "verification": ("images",),
+            "classification": ("images",),
+        }
+        if self.task in needed:
+            missing = [key for key in needed[self.task] if getattr(self, key) is None]
             if missing:
-                text = "task 'detection' needs {keys}"
-                raise PydanticCustomError("incomplete", text, {"keys": ", ".join(missing)})
+                text = "task '{task}' needs {keys}"
+                given = {"task": self.task, "keys": ", ".join(missing)}
+                raise PydanticCustomError("incomplete", text, given)
         return self
 
 
-class CompressSection(_Section):
-    """One ``[[compress]]`` step.
+class PruneSection(_Section):
+    """A ``[[compress]]`` step that removes channels, and layers where asked.
 
     Attributes:
-        name: The pass; written ``pass`` in the file.
-        keep: Share of the channels (or layers, weights) to keep.
-        latency: Share of the latency to keep.
-        params: Share of the parameters to keep.
+        name: ``prune``; written ``pass`` in the file.
+        keep: Share of the channels to keep.
         macs: Share of the multiply-accumulates to keep.
-        epochs: Passes over the training samples.
+        params: Share of the parameters to keep.
+        bytes: Share of the weights' bytes to keep.
+        latency: Share of the latency on the first target to keep.
+        importance: How the worth of a channel is judged.
+        scope: ``global`` takes from each group what costs least; ``uniform`` the same share from every group.
+        align: Channels are kept in multiples of this; the target's own figure when left out.
+        min_keep: Least share of a group that stays.
+        steps: Times that a part is removed and what is left recovers; 1 removes all at once.
+        drop_layers: Most residual or repeated blocks to remove, cheapest loss first.
+        recover: What follows each removal: ``refit`` fits the layers to the original's by least squares.
+        cost: Number format whose latency and bytes count.
+        samples: Samples that importance and refit look at.
+        exclude: Names, with ``*`` and ``?``, of groups and blocks that stay whole.
+        sensitivity: Whether the effect of each group is measured on its own, for the report.
+        verify: Whether the result is checked against the original with the removed channels set to zero.
+        saved: A plan from an earlier run, used in place of a new one unless everything is made afresh.
+        seed: Of the choices made at random.
     """
 
-    name: str = Field(alias="pass")
-    keep: _Positive | None = None
-    latency: _Positive | None = None
-    params: _Positive | None = None
-    macs: _Positive | None = None
+    name: Literal["prune"] = Field(alias="pass")
+    keep: _Share | None = None
+    macs: _Share | None = None
+    params: _Share | None = None
+    bytes: _Share | None = None
+    latency: _Share | None = None
+    importance: Literal["fisher", "magnitude-l1", "magnitude-l2", "bn-gamma", "activation"] = "fisher"
+    scope: Literal["global", "uniform"] = "global"
+    align: _Count | None = None
+    min_keep: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    steps: _Count | None = None
+    drop_layers: Annotated[int, Field(ge=0)] = 0
+    recover: Literal["none", "refit"] = "refit"
+    cost: Literal["float", "int8"] = "float"
+    samples: _Count = 64
+    exclude: Annotated[tuple[_Text, ...], Field(strict=False)] = ()
+    sensitivity: bool = False
+    verify: bool = True
+    saved: _Text | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> PruneSection:
+        aims = ("keep", "macs", "params", "bytes", "latency")
+        given = [aim for aim in aims if getattr(self, aim) is not None]
+        if len(given) > 1 or not (given or self.drop_layers):
+            found = f"not {' and '.join(given)}" if given else "none is given"
+            text = "needs one aim out of {aims}: {found}"
+            raise PydanticCustomError("aim", text, {"aims": ", ".join(aims), "found": found})
+        return self
+
+
+class SparsifySection(_Section):
+    """A ``[[compress]]`` step that sets single weights to zero.
+
+    Attributes:
+        name: ``sparsify``; written ``pass`` in the file.
+        sparsity: Share of the weights that become zero; for ``N:M`` the pattern says it.
+        pattern: ``unstructured``, or ``N:M``: of every M weights in a row of inputs N stay.
+        scope: ``global`` compares the weights of all layers, ``layer`` those of each.
+        recover: ``refit`` fits the weights that are left to the original by least squares.
+        samples: Samples that the refit looks at.
+        exclude: Names, with ``*`` and ``?``, of weights that stay whole.
+    """
+
+    name: Literal["sparsify"] = Field(alias="pass")
+    sparsity: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    pattern: Annotated[str, Field(pattern=r"^(unstructured|[1-9]\d*:[1-9]\d*)$")] = "unstructured"
+    scope: Literal["global", "layer"] = "global"
+    recover: Literal["none", "refit"] = "refit"
+    samples: _Count = 64
+    exclude: Annotated[tuple[_Text, ...], Field(strict=False)] = ()
+
+
+class DistillSection(_Section):
+    """A ``[[compress]]`` step that trains the network to do what its teacher does; no labels are needed.
+
+    Attributes:
+        name: ``distill``; written ``pass`` in the file.
+        epochs: Passes over the samples.
+        seconds: Time after which the training ends; what comes first of the two ends it.
+        rate: Peak learning rate; by the kind of the outputs when left out.
+        batch: Samples of one step.
+        temperature: Of the class scores.
+        features: Whether inner tensors follow the teacher's too.
+        augment: Whether images are varied: cut, scaled, mirrored, coloured, put together.
+        teacher: Another network than the original.
+        saved: Weights from an earlier run, taken in place of a training unless everything is made afresh.
+        seed: Of order, augmentation and initial values.
+    """
+
+    name: Literal["distill"] = Field(alias="pass")
     epochs: _Count | None = None
+    seconds: _Positive | None = None
+    rate: _Positive | None = None
+    batch: _Count | None = None
+    temperature: _Positive | None = None
+    features: bool = True
+    augment: bool = True
+    teacher: _Text | None = None
+    saved: _Text | None = None
+    seed: int = 0
+
+
+CompressSection = Annotated[PruneSection | SparsifySection | DistillSection, Field(discriminator="name")]
 
 
 class QuantizeSection(_Section):
@@ -177,7 +258,7 @@ class BudgetSection(_Section):
 
 
 class Recipe(_Section):
-    """Everything one run needs. :func:`load_recipe` reads it from a file."""
+    """Everything one run needs. :func:`edgekit.recipe_file.load_recipe` reads it from a file."""
 
     model: ModelSection
     data: DataSection
@@ -197,204 +278,3 @@ class Recipe(_Section):
     def to_json(self) -> dict[str, Any]:
         """The recipe with every default filled in, JSON-ready, keys as in the file."""
         return self.model_dump(mode="json", by_alias=True)
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: The TOML file.
-        overrides: ``section.key=value``, applied in order. The value is TOML (``true``, ``0.5``, ``["a"]``);
-            what is not TOML is taken as text, so that ``quantize.calibrator=mse`` needs no quotes.
-
-    Raises:
-        UsageError: The file is missing or is not TOML, a key is unknown, a value is wrong, or a path that the
-            recipe names does not exist. The message names the file and the key and lists what would be valid.
-    """
-    path = Path(path)
-    raw = _read(path)
-    overridden = {_apply(raw, text): text for text in overrides}
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise _usage_error(error.errors(), path, overridden) from error
-    for step in recipe.compress:
-        raise UsageError(
-            f"compress pass '{step.name}' is not available in this version",
-            where=f"{path}: compress",
-            hint=f"Available passes: {', '.join(COMPRESS_PASSES) or 'none'}",
-        )
-    folder = path.absolute().parent
-    recipe = _with_absolute_paths(recipe, folder, path)
-    recipe._folder = folder
-    return recipe
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError("no such recipe", where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise UsageError("is not a UTF-8 text file", where=str(path)) from error
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe: {error.strerror or error}", where=str(path)) from error
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _toml_error(str(error), path, text) from error
-
-
-def _toml_error(message: str, path: Path, text: str) -> UsageError:
-    found = _TOML_LINE.search(message)
-    line = int(found[1]) if found and found[1] else len(text.splitlines())
-    reason = _TOML_LINE.sub("", message)
-    lines = text.splitlines()
-    shown = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    return UsageError(
-        f"is not valid TOML: {reason[:1].lower()}{reason[1:]}",
-        where=f"{path}:{line}",
-        hint=f"The line reads: {shown}" if shown else "",
-    )
-
-
-def _apply(raw: dict[str, Any], text: str) -> tuple[str, ...]:
-    """Put one override into ``raw``; returns the path of its key."""
-    key, equals, value = text.partition("=")
-    keys = tuple(part.strip() for part in key.split("."))
-    where = f"--set {text}"
-    if not equals or not all(_KEY.fullmatch(part) for part in keys):
-        example = "Example: --set quantize.calibrator=mse"
-        raise UsageError("is not of the form section.key=value", where=where, hint=example)
-    table: Any = raw
-    for part in keys[:-1]:
-        table = table.setdefault(part, {}) if isinstance(table, dict) else None
-    if not isinstance(table, dict):
-        raise UsageError(f"'{'.'.join(keys[:-1])}' is not a table", where=where)
-    table[keys[-1]] = _toml_value(value.strip(), text)
-    return keys
-
-
-def _toml_value(value: str, text: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError as error:
-        if not value or value[0] in "[{\"'":
-            reason = _TOML_LINE.sub("", str(error)) if value else "the value is empty"
-            raise UsageError(
-                f"is not a TOML value: {reason[:1].lower()}{reason[1:]}",
-                where=f"--set {text}",
-                hint="""Examples: 0.5, true, mse, '["ort-cpu"]'""",
-            ) from error
-        return value
-    # More than one key means that the text held a line break: it is text, not TOML.
-    return parsed["value"] if len(parsed) == 1 else value
-
-
-def _with_absolute_paths(recipe: Recipe, folder: Path, path: Path) -> Recipe:
-    def absolute(section: str, key: str, source: str) -> str:
-        resolved = folder / Path(source).expanduser()
-        if is_object_name(source) and not resolved.exists():
-            return source
-        if not resolved.exists():
-            raise UsageError(
-                f"no such file or folder: {resolved}",
-                where=f"{path}: {section}.{key}",
-                hint="Relative paths start at the recipe's folder",
-            )
-        return str(resolved)
-
-    changed: dict[str, Any] = {}
-    for section, keys in (
-        ("model", ("source",)),
-        ("data", ("calibrate",)),
-        ("evaluate", ("images", "annotations")),
-    ):
-        part = getattr(recipe, section)
-        if part is None:
-            continue
-        given = {key: getattr(part, key) for key in keys}
-        found = {key: absolute(section, key, source) for key, source in given.items() if source is not None}
-        changed[section] = part.model_copy(update=found)
-    return recipe.model_copy(update=changed)
-
-
-def _usage_error(
-    errors: Sequence[ErrorDetails], path: Path, overridden: Mapping[tuple[str, ...], str]
-) -> UsageError:
-    """The first error in full, the others by name; a misspelt key before the key that it leaves missing."""
-    errors = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
-    first = errors[0]
-    loc = tuple(first["loc"])
-    valid: tuple[str, ...] = ()
-    hint = ""
-    if first["type"] == "extra_forbidden":
-        valid = tuple(_keys_at(loc[:-1]))
-        what = f"unknown {'section' if len(loc) == 1 else 'key'} '{loc[-1]}'"
-        hint = _did_you_mean(str(loc[-1]), valid)
-    elif first["type"] == "missing":
-        what = "is missing"
-        hint = f"A recipe needs a [{loc[0]}] section" if len(loc) == 1 else ""
-    elif first["type"] == "literal_error":
-        valid = tuple(re.findall(r"'([^']*)'", str(first["ctx"]["expected"])))
-        what = f"unknown value {first['input']!r}"
-        hint = _did_you_mean(str(first["input"]), valid)
-    else:
-        what = _plain(first)
-    others = dict.fromkeys(_dotted(error["loc"]) for error in errors if error["loc"] != loc)
-    also = f"Also wrong: {', '.join(others)}" if others else ""
-    separator = " " if hint.endswith("?") else ". "
-    return UsageError(
-        what,
-        where=_where(loc, path, overridden),
-        valid=valid,
-        hint=separator.join(part for part in (hint, also) if part),
-    )
-
-
-def _plain(error: ErrorDetails) -> str:
-    message = error["msg"].removeprefix("Input ")
-    message = message[:1].lower() + message[1:]
-    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", message)
-    message = message.replace("a valid tuple", "a list")
-    value = error["input"]
-    simple = isinstance(value, str | int | float) and error["type"] not in ("twice", "incomplete")
-    return f"{message}, not {value!r}" if simple else message
-
-
-def _where(loc: tuple[str | int, ...], path: Path, overridden: Mapping[tuple[str, ...], str]) -> str:
-    for keys, text in overridden.items():
-        if loc[: len(keys)] == keys:
-            return f"--set {text}"
-    return f"{path}: {_dotted(loc)}"
-
-
-def _dotted(loc: Sequence[str | int]) -> str:
-    return ".".join(str(part) for part in loc)
-
-
-def _did_you_mean(word: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word.lower(), valid, n=1, cutoff=0.6)
-    return f"Did you mean '{close[0]}'?" if close else ""
-
-
-def _keys_at(loc: tuple[str | int, ...]) -> tuple[str, ...]:
-    """Keys that the table at ``loc`` accepts."""
-    model: type[BaseModel] = Recipe
-    for part in loc:
-        if isinstance(part, int):  # an index into [[compress]]
-            continue
-        by_key = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-        inner = next(_models_in(by_key[part]), None)
-        if inner is None:
-            return ()
-        model = inner
-    return tuple(field.alias or name for name, field in model.model_fields.items())
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, tuple, Annotated):
-        for argument in get_args(annotation):
-            yield from _models_in(argument)

@@ -29,7 +29,8 @@ from edgekit.pipeline.line import Outcome, state_folder
 from edgekit.pipeline.split import Part, Watched
 from edgekit.pipeline.state import Store, digest, listing, plain
 from edgekit.quantize.quantize import Options, quantize
-from edgekit.recipe import QuantizeSection, load_recipe
+from edgekit.recipe import QuantizeSection
+from edgekit.recipe_file import load_recipe
 
 INPUT = (TensorSpec("images", (1, 3, 32, 32), np.dtype(np.float32)),)
 

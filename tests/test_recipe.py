@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import UsageError
-from edgekit.recipe import Recipe, load_recipe
+from edgekit.recipe import DistillSection, PruneSection, Recipe, SparsifySection
+from edgekit.recipe_file import load_recipe
 
 BASE = """
 [model]
@@ -148,7 +149,10 @@ def test_a_wrong_override_is_named(folder: Path, override: str, expected: str) -
         (BASE + '[quantize]\npercentile = "99"', ("quantize.percentile", "number, not '99'")),
         (BASE + "[quantize]\nenabled = 1", ("quantize.enabled", "boolean, not 1")),
         (BASE + "[quantize]\nmax_drop = -1", ("quantize.max_drop", "greater than or equal to 0")),
-        (BASE + '[evaluate]\ntask = "tracking"', ("evaluate.task", "valid: detection, outputs")),
+        (
+            BASE + '[evaluate]\ntask = "tracking"',
+            ("evaluate.task", "valid: detection, verification, classification, outputs"),
+        ),
         (
             BASE + '[evaluate]\ntask = "detection"\nimages = "calib"',
             ("evaluate", "needs annotations, decode"),
@@ -175,10 +179,55 @@ def test_further_mistakes_are_listed(folder: Path) -> None:
     assert "Also wrong: quantize.max_drop" in message
 
 
-def test_a_compress_pass_is_refused_not_skipped(folder: Path) -> None:
-    message = refusal(folder, BASE + '[[compress]]\npass = "prune"\nkeep = 0.5')
-    assert "'prune' is not available in this version" in message
-    assert "Available passes: none" in message
+def test_compress_steps_are_read(folder: Path) -> None:
+    text = """
+    [[compress]]
+    pass = "prune"
+    keep = 0.5
+    exclude = ["head*"]
+    saved = "plan.json"
+    [[compress]]
+    pass = "distill"
+    epochs = 3
+    teacher = "net.onnx"
+    [[compress]]
+    pass = "sparsify"
+    pattern = "2:4"
+    """
+    prune, distill, sparsify = read(folder, BASE + text).compress
+    assert isinstance(prune, PruneSection)
+    assert (prune.keep, prune.exclude, prune.saved) == (0.5, ("head*",), str(folder / "plan.json"))
+    assert isinstance(distill, DistillSection)
+    assert (distill.epochs, distill.teacher) == (3, str(folder / "net.onnx"))
+    assert isinstance(sparsify, SparsifySection)
+    assert sparsify.pattern == "2:4"
+
+
+def compress(text: str) -> str:
+    return BASE + f"[[compress]]\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            'pass = "prun"',
+            ("compress.0: unknown pass 'prun'", "distill, prune, sparsify", "Did you mean 'prune'?"),
+        ),
+        ("keep = 0.5", ("compress.0: does not say which pass it is",)),
+        ('pass = "prune"', ("compress.0: needs one aim out of keep, macs", "none is given")),
+        ('pass = "prune"\nkeep = 0.5\nmacs = 0.5', ("not keep and macs",)),
+        ('pass = "prune"\nkeep = 1.5', ("compress.0.keep: should be less than or equal to 1",)),
+        ('pass = "prune"\nkeep = 0.5\nepochs = 1', ("unknown key 'epochs'", "valid: pass, keep, macs")),
+        ('pass = "distill"\nkeep = 0.5', ("unknown key 'keep'", "valid: pass, epochs, seconds")),
+        ('pass = "distill"\nteacher = "other.onnx"', ("compress.0.teacher: no such file",)),
+        ('pass = "sparsify"\npattern = "half"', ("compress.0.pattern",)),
+    ],
+)
+def test_a_wrong_compress_step_is_explained(folder: Path, text: str, parts: tuple[str, ...]) -> None:
+    message = refusal(folder, compress(text))
+    for part in parts:
+        assert part in message
 
 
 @pytest.mark.parametrize(

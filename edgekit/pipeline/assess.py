@@ -121,9 +121,12 @@ def task_step(context: Context, target: Target, compiled: Product, inputs: tuple
 
     def make(folder: Path) -> dict[str, Any]:
         runners = {kind: target.open(path) for kind, path in artifacts(compiled).items()}
-        if context.job.evaluate.task == "detection":
+        task = context.job.evaluate.task
+        if task == "detection":
             return _detection(context, runners, inputs, folder)
-        return _outputs(context, runners, inputs)
+        if task == "outputs":
+            return _outputs(context, runners, inputs)
+        return _scores(context, runners, inputs)
 
     parts = [compiled.key, full_name(target), _evaluation_key(context)]
     title = f"{context.job.evaluate.task} on {full_name(target)}"
@@ -149,7 +152,9 @@ def runs_optimized(target: Target, path: Path) -> bool:
 def _evaluation_key(context: Context) -> list[Any]:
     job, section = context.job, context.job.evaluate
     sources = [
-        source for source in (section.images, section.annotations, section.decode) if source is not None
+        source
+        for source in (section.images, section.annotations, section.decode, section.labels)
+        if source is not None
     ]
     listed = [listing(source, job.folder) for source in sources]
     return [section.model_dump(mode="json"), listed, data_key(job)]
@@ -173,6 +178,33 @@ def _outputs(
         "note": "; ".join(filter(None, (note, *found.notes))),
     }
     skipped = [{"name": item.name, "reason": item.reason} for item in samples.skipped]
+    return {"task": task, "skipped": skipped}
+
+
+def _scores(
+    context: Context, runners: Mapping[str, Runner], inputs: tuple[TensorSpec, ...]
+) -> dict[str, Any]:
+    """Verification or classification of every network."""
+    from edgekit.measure.classification import ClassificationResult, evaluate_classification, read_labels
+    from edgekit.measure.verification import VerificationResult, evaluate_verification
+
+    job, section = context.job, context.job.evaluate
+    labels = None if section.labels is None else read_labels(section.labels, job.folder)
+    task: dict[str, Any] = {"name": section.task, "note": ""}
+    skipped: list[dict[str, str]] = []
+    for index, (kind, runner) in enumerate(runners.items()):
+        context.reporter.status(kind)
+        samples = job.samples(inputs, section.images, section.limit)
+        update = _part(context.reporter.update, index * (samples.count or 0), len(runners))
+        found: VerificationResult | ClassificationResult
+        if section.task == "verification":
+            found = evaluate_verification(runner, samples, progress=update)
+            task["images"] = found.images
+        else:
+            found = evaluate_classification(runner, samples, labels, progress=update)
+            task["images"] = found.samples
+        task[kind] = {name: figure.to_json() for name, figure in found.measurements().items()}
+        skipped = [{"name": item.name, "reason": item.reason} for item in samples.skipped]
     return {"task": task, "skipped": skipped}
 
 

@@ -188,6 +188,10 @@ def check_task(job: Job) -> None:
         InputError: The recipe's ``[evaluate]`` cannot be used.
     """
     section = job.evaluate
+    if section.labels is not None:
+        from edgekit.objects import load_callable
+
+        load_callable(section.labels, job.folder)
     if section.task != "detection":
         return
     from edgekit.measure.annotations import read_annotations
