@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from edgekit.report.numbers import (
-    Figure,
-    bytes_text,
-    figure,
-    finite,
-    items,
-    signed,
-    significant,
-    spread_figure,
-    table,
+from edgekit.report.compare import (
+    INCOMPARABLE,
+    NOTABLE_LOSS,
+    SAME,
+    SEVERE_LOSS,
+    cosine_label,
+    difference,
+    file_size,
+    joined,
+    loss_share,
+    ratio,
+    score_change,
 )
-
-#: A loss of the task metric above this share of the float score is called out even where no budget is set.
-NOTABLE_LOSS = 0.02
-#: A loss above this share makes the network unusable without saying more.
-SEVERE_LOSS = 0.2
-
-#: The change of a figure that moved by less than two percent.
-SAME = "the same"
-#: The change of two figures of which one was measured and the other estimated, or on another machine.
-INCOMPARABLE = "methods differ"
+from edgekit.report.numbers import Figure, figure, finite, items, signed, significant, spread_figure, table
+from edgekit.report.stages import STAGES, Cell, Stage, Stages, stages
 
 
 @dataclass(frozen=True)
@@ -60,11 +54,13 @@ class Verdict:
         target: The target's name.
         text: The sentence.
         tone: ``good``, ``warn`` or ``bad``.
+        detail: Of a compressed network: how much each step of the line brought.
     """
 
     target: str
     text: str
     tone: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,12 +81,16 @@ def rows(target: dict[str, Any]) -> list[Row]:
 
 
 def verdicts(report: dict[str, Any]) -> list[Verdict]:
-    """One sentence for each target. A missed budget is part of the verdict of a report with one target."""
-    found = [_verdict(target) for target in items(report.get("targets"))]
+    """One sentence for each target; a compressed network is compared with the original float.
+
+    A missed budget is part of the verdict of a report with one target.
+    """
+    compressed = bool(table(report.get("compress")))
+    found = [_verdict(target, compressed=compressed) for target in items(report.get("targets"))]
     missed = [line.name.lower() for line in budget_lines(report) if not line.ok]
     if len(found) == 1 and missed:
-        text = f"{found[0].text} It misses the budget for {_joined(missed)}."
-        return [Verdict(found[0].target, text, "bad")]
+        text = f"{found[0].text} It misses the budget for {joined(missed)}."
+        return [replace(found[0], text=text, tone="bad")]
     return found
 
 
@@ -110,7 +110,9 @@ def budget_lines(report: dict[str, Any]) -> list[BudgetLine]:
 def primary_metric(target: dict[str, Any]) -> str | None:
     """Name of the task's main score: ``mAP`` where there is one, else the first."""
     task = table(target.get("task"))
-    names = [*table(task.get("float")), *table(task.get("int8"))]
+    names = [
+        name for kind in ("float", "int8", "original", "original_int8") for name in table(task.get(kind))
+    ]
     return next((name for name in names if name == "mAP"), names[0] if names else None)
 
 
@@ -146,14 +148,8 @@ def _task_rows(target: dict[str, Any]) -> Iterator[Row]:
         float_, int8 = (
             figure(scores.get(name), "" if name in _TASK_LABELS else name) for scores in (before, after)
         )
-        change, tone = "", ""
-        difference = _difference(float_, int8)
-        if difference is None and float_ is not None and int8 is not None:
-            change = INCOMPARABLE
-        elif difference is not None:
-            change = signed(difference)
-            tone = "bad" if _loss_share(difference, float_) > NOTABLE_LOSS else ""
-        label = _TASK_LABELS.get(name, name)
+        change, tone = score_change(float_, int8)
+        label = cosine_label(task) if name == "cosine" else _TASK_LABELS.get(name, name)
         yield Row(label, float_, int8, change, tone, detail=name != primary, page_only=name == "top1")
         if name == "cosine":
             float_, int8 = (spread_figure(scores.get(name), "min") for scores in (before, after))
@@ -167,24 +163,24 @@ def _compares_outputs(target: dict[str, Any]) -> bool:
 def _latency_rows(target: dict[str, Any]) -> Iterator[Row]:
     latency = table(target.get("latency"))
     before, after = latency.get("float"), latency.get("int8")
-    change, tone = _ratio(figure(before, "ms"), figure(after, "ms"), "faster", "slower")
+    change, tone = ratio(figure(before, "ms"), figure(after, "ms"), "faster", "slower")
     yield Row("Latency, median", figure(before, "ms"), figure(after, "ms"), change, tone)
     slow_before, slow_after = spread_figure(before, "p95"), spread_figure(after, "p95")
-    change, tone = _ratio(slow_before, slow_after, "faster", "slower")
+    change, tone = ratio(slow_before, slow_after, "faster", "slower")
     yield Row("95th percentile", slow_before, slow_after, change, tone, detail=True)
     single = table(target.get("latency_1t"))
     before, after = single.get("float"), single.get("int8")
-    change, tone = _ratio(figure(before, "ms"), figure(after, "ms"), "faster", "slower")
+    change, tone = ratio(figure(before, "ms"), figure(after, "ms"), "faster", "slower")
     yield Row("1 thread, median", figure(before, "ms"), figure(after, "ms"), change, tone, detail=True)
 
 
 def _size_rows(target: dict[str, Any]) -> Iterator[Row]:
     artifacts = table(target.get("artifacts"))
-    before, after = _file_size(artifacts.get("float")), _file_size(artifacts.get("int8"))
-    yield Row("Size", before, after, *_ratio(before, after, "smaller", "larger"))
+    before, after = file_size(artifacts.get("float")), file_size(artifacts.get("int8"))
+    yield Row("Size", before, after, *ratio(before, after, "smaller", "larger"))
     memory = table(table(target.get("latency")).get("peak_memory"))
     before, after = figure(memory.get("float"), "bytes"), figure(memory.get("int8"), "bytes")
-    yield Row("Peak memory", before, after, *_ratio(before, after, "less", "more"))
+    yield Row("Peak memory", before, after, *ratio(before, after, "less", "more"))
 
 
 def _parity_rows(target: dict[str, Any]) -> Iterator[Row]:
@@ -212,76 +208,112 @@ def _parity_rows(target: dict[str, Any]) -> Iterator[Row]:
             )
 
 
-def _file_size(artifact: object) -> Figure | None:
-    size = finite(table(artifact).get("size_bytes"))
-    return (
-        None
-        if size is None
-        else Figure(bytes_text(size), "file", str(table(artifact).get("path") or ""), size)
-    )
-
-
-def _difference(before: Figure | None, after: Figure | None) -> float | None:
-    if before is None or after is None or before.value is None or after.value is None:
-        return None
-    if before.method != after.method:
-        return None
-    return after.value - before.value
-
-
-def _loss_share(difference: float, before: Figure | None) -> float:
-    scale = abs(before.value) if before is not None and before.value else 1.0
-    return -difference / scale
-
-
-def _ratio(before: Figure | None, after: Figure | None, better: str, worse: str) -> tuple[str, str]:
-    """How many times smaller the second figure is, in words, and how to take it."""
-    if before is None or after is None or not before.value or not after.value:
-        return "", ""
-    if before.method != after.method:
-        return INCOMPARABLE, ""
-    ratio = before.value / after.value
-    if 0.98 < ratio < 1.02:
-        return SAME, ""
-    if ratio > 1:
-        return f"{_times(ratio)} {better}", "good"
-    return f"{_times(1 / ratio)} {worse}", "bad"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
-
-
-def _verdict(target: dict[str, Any]) -> Verdict:
+def _verdict(target: dict[str, Any], *, compressed: bool) -> Verdict:
     name = str(target.get("target", ""))
+    found = stages(target, primary_metric(target)) if compressed else None
+    if found is not None and found.row("original") is not None and len(found.rows) > 1:
+        return _compressed_verdict(name, found, primary_metric(target))
     if "int8" not in table(target.get("artifacts")):
         return Verdict(name, "Float only: nothing was quantized for this target.", "warn")
     latency, size = next(_latency_rows(target)), next(_size_rows(target))
-    changed = [row.change for row in (latency, size) if row.change not in ("", SAME, INCOMPARABLE)]
-    unchanged = [word for row, word in ((latency, "fast"), (size, "large")) if row.change == SAME]
-    clauses = [f"is {_joined(changed)} than float"] if changed else []
-    if unchanged:
-        clauses.append(f"is just as {_joined(unchanged)}{'' if changed else ' as float'}")
+    float_ = "the compressed float" if compressed else "float"
+    clauses = _ratio_clauses(latency.change, size.change, float_)
     tone = "warn" if "bad" in (latency.tone, size.tone) else "good"
     metric = next(_task_rows(target), None)
-    difference = _difference(metric.float_, metric.int8) if metric else None
-    if metric is not None and difference is not None:
-        moved = signed(abs(difference)).lstrip("+")
+    moved = difference(metric.float_, metric.int8) if metric else None
+    if metric is not None and moved is not None:
+        amount = signed(abs(moved)).lstrip("+")
         kept = f"keeps its {metric.label}"
-        clauses.append(kept if moved == "±0" else f"{_moves(difference)} {moved} {metric.label}")
-        if metric.tone == "bad":
-            tone = "bad" if _loss_share(difference, metric.float_) > SEVERE_LOSS else "warn"
+        clauses.append(kept if amount == "±0" else f"{_moves(moved)} {amount} {metric.label}")
+        tone = _metric_tone(metric.tone, loss_share(moved, metric.float_), tone)
     elif primary_metric(target) == "cosine" and metric is not None and metric.int8 is not None:
-        clauses.append(f"follows float with a cosine of {metric.int8.text}")
-        lost = 1.0 - (metric.int8.value or 0.0)
-        if lost > NOTABLE_LOSS:
-            tone = "bad" if lost > SEVERE_LOSS else "warn"
-    return Verdict(name, f"Int8 {_joined(clauses) or 'was made; nothing was measured'}.", tone)
+        reference = "the original" if metric.label.endswith("original") else float_
+        clauses.append(f"follows {reference} with a cosine of {metric.int8.text}")
+        tone = _cosine_tone(metric.int8, tone)
+    return Verdict(name, f"Int8 {joined(clauses) or 'was made; nothing was measured'}.", tone)
 
 
-def _moves(difference: float) -> str:
-    return "loses" if difference < 0 else "gains"
+def _compressed_verdict(name: str, found: Stages, primary: str | None) -> Verdict:
+    """The last network of the line against the original float."""
+    last, original = found.rows[-1], found.row("original")
+    if last.kind not in ("float", "int8") or original is None:
+        return Verdict(name, "Of the compressed network nothing was measured.", "warn", _split_text(found))
+    speed, size = _cell(found, last, "speed"), _cell(found, last, "size")
+    clauses = _ratio_clauses(speed.change, size.change, "the original float")
+    tone = "warn" if "bad" in (speed.tone, size.tone) else "good"
+    index = next((i for i, c in enumerate(found.columns) if c.noun not in ("speed", "size")), None)
+    if index is not None:
+        before, after, label = original.cells[index].figure, last.cells[index], found.columns[index].noun
+        moved = difference(before, after.figure)
+        if moved is not None and before is not None and after.figure is not None:
+            kept = f"keeps its {label} of {before.text}"
+            took = f"takes {label} from {before.text} to {after.figure.text}"
+            clauses.append(kept if after.change == "±0" else took)
+            tone = _metric_tone(after.tone, loss_share(moved, before), tone)
+        elif primary == "cosine" and after.figure is not None:
+            # The label says what the outputs were compared with: not always the original.
+            what = label.removeprefix("Cosine to ")
+            clauses.append(
+                f"follows {'the original' if what == 'original' else 'the compressed float'} "
+                f"with a cosine of {after.figure.text}"
+            )
+            tone = _cosine_tone(after.figure, tone)
+    subject = STAGES[last.kind].capitalize()
+    text = f"{subject} {joined(clauses) or 'was made; nothing compares it with the original'}."
+    return Verdict(name, text, tone, _split_text(found))
 
 
-def _joined(parts: list[str]) -> str:
-    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _split_text(found: Stages) -> str:
+    """What each step of the line brought, in one sentence each."""
+    columns = {column.noun: index for index, column in enumerate(found.columns)}
+    order = sorted(
+        columns, key=lambda noun: ("speed", "size").index(noun) if noun in ("speed", "size") else 2
+    )
+    sentences = []
+    for split in found.splits:
+        parts = [
+            _split_part(noun, split.cells[columns[noun]].change)
+            for noun in order
+            if split.cells[columns[noun]].change not in ("", INCOMPARABLE)
+        ]
+        if parts:
+            sentences.append(f"{split.name.capitalize()}: {', '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def _split_part(noun: str, change: str) -> str:
+    if noun not in ("speed", "size"):
+        return f"{noun} {change}"
+    return f"{change} {noun}" if change == SAME else change
+
+
+def _cell(found: Stages, row: Stage, noun: str) -> Cell:
+    index = found.index(noun)
+    return Cell(None) if index is None else row.cells[index]
+
+
+def _ratio_clauses(latency: str, size: str, reference: str) -> list[str]:
+    """How fast and how large it is beside the reference, as parts of a sentence."""
+    changed = [change for change in (latency, size) if change not in ("", SAME, INCOMPARABLE)]
+    unchanged = [word for change, word in ((latency, "fast"), (size, "large")) if change == SAME]
+    clauses = [f"is {joined(changed)} than {reference}"] if changed else []
+    if unchanged:
+        clauses.append(f"is just as {joined(unchanged)}{'' if changed else f' as {reference}'}")
+    return clauses
+
+
+def _metric_tone(row_tone: str, lost: float, tone: str) -> str:
+    if row_tone != "bad":
+        return tone
+    return "bad" if lost > SEVERE_LOSS else "warn"
+
+
+def _cosine_tone(cosine: Figure, tone: str) -> str:
+    lost = 1.0 - (cosine.value or 0.0)
+    if lost > NOTABLE_LOSS:
+        return "bad" if lost > SEVERE_LOSS else "warn"
+    return tone
+
+
+def _moves(moved: float) -> str:
+    return "loses" if moved < 0 else "gains"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgekit.report.compression import compression
+from edgekit.report.compression_text import stage_lines, step_lines
 from edgekit.report.findings import sort_findings
 from edgekit.report.numbers import DASH, Figure, items, table
-from edgekit.report.summary import Row, budget_lines, rows, title, verdicts
+from edgekit.report.stages import stages
+from edgekit.report.summary import Row, Verdict, budget_lines, primary_metric, rows, title, verdicts
+from edgekit.report.text import Paint, clean, listed, painter, wrapped
 
-_STYLES = {"bold": "1", "quiet": "2", "good": "32", "warn": "33", "bad": "31"}
 _SHOWN = 5
-
-Paint = Callable[[str, str], str]
 
 
 def summary(
@@ -31,35 +31,52 @@ def summary(
     Returns:
         Lines without a final line break.
     """
-    paint = _ansi if colour else _plain
+    paint = painter(colour=colour)
     lines: list[str] = []
+    found = compression(report)
+    if found is not None:
+        lines += step_lines(found, paint, width)
     sentences = verdicts(report)
     for index, target in enumerate(items(report.get("targets"))):
-        lines += ["", paint(f"{_clean(title(report))} on {_clean(target.get('target'))}", "bold")]
-        lines += [paint(line, sentences[index].tone) for line in _wrapped(sentences[index].text, width)]
-        lines += _figures([row for row in rows(target) if not row.page_only], paint)
+        lines += ["", paint(f"{clean(title(report))} on {clean(target.get('target'))}", "bold")]
+        lines += _sentence(sentences[index], paint, width)
+        if found is not None:
+            lines += _networks(target, paint)
+        shown = [row for row in rows(target) if not row.page_only]
+        lines += _figures(shown, paint, head="" if found is None else "compressed")
         lines += quantization_lines(table(target.get("quantization")), colour=colour, width=width)
     lines += _budget(report, paint)
     warnings = report.get("warnings") or []
     if warnings:
         lines += ["", paint(f"{len(warnings)} warning{'' if len(warnings) == 1 else 's'}", "warn")]
-        lines += [line for text in warnings for line in _listed(text, width)]
+        lines += [line for text in warnings for line in listed(text, width)]
     if report_path is not None:
         lines += ["", f"Report: {report_path}"]
     return "\n".join(lines).strip("\n")
 
 
-def _figures(found: list[Row], paint: Paint) -> Iterator[str]:
+def _sentence(verdict: Verdict, paint: Paint, width: int) -> Iterator[str]:
+    yield from (paint(line, verdict.tone) for line in wrapped(verdict.text, width))
+    yield from wrapped(verdict.detail, width)
+
+
+def _networks(target: dict[str, Any], paint: Paint) -> Iterator[str]:
+    found = stages(target, primary_metric(target))
+    if found is not None:
+        yield from stage_lines(found, paint)
+
+
+def _figures(found: list[Row], paint: Paint, *, head: str) -> Iterator[str]:
     if not found:
         return
     cells = [(row, _cell(row.float_), _cell(row.int8)) for row in found]
-    label = max(len(_label(row)) for row in found)
+    label = max(len(head), *(len(_label(row)) for row in found))
     before = max(len("float"), *(len(text) for _, (text, _), _ in cells))
     before_method = max(len(method) for _, (_, method), _ in cells)
     after = max(len("int8"), *(len(text) for _, _, (text, _) in cells))
     after_method = max(len(method) for _, _, (_, method) in cells)
     yield ""
-    head = f"{'':{label}}  {'float':>{before}} {'':{before_method}}  {'int8':>{after}}"
+    head = f"{head:{label}}  {'float':>{before}} {'':{before_method}}  {'int8':>{after}}"
     yield paint(head.rstrip(), "quiet")
     for row, (float_text, float_method), (int8_text, int8_method) in cells:
         parts = (
@@ -75,17 +92,17 @@ def quantization_lines(
     quantization: dict[str, Any], *, colour: bool = False, width: int = 100, rest: str = "in the report"
 ) -> Iterator[str]:
     """Range clashes and tensors in a wider format, the first of each; ``rest`` says where the others are."""
-    paint = _ansi if colour else _plain
+    paint = painter(colour=colour)
     findings = sort_findings(quantization)
     if findings.count:
         yield from ("", paint(f"{findings.count} range clash{'' if findings.count == 1 else 'es'}", "bold"))
         for entry in findings.clashes[:_SHOWN]:
-            yield from _listed(f"{_clean(entry.get('where'))}: {_clean(entry.get('text'))}", width)
+            yield from listed(f"{clean(entry.get('where'))}: {clean(entry.get('text'))}", width)
             if entry.get("action"):
-                yield from (f"    {line}" for line in _wrapped(f"→ {_clean(entry['action'])}", width - 4))
+                yield from (f"    {line}" for line in wrapped(f"→ {clean(entry['action'])}", width - 4))
         yield from _more(len(findings.clashes), rest)
         if findings.tails:
-            yield from _listed(findings.tails_text, width)
+            yield from listed(findings.tails_text, width)
     raised = items(quantization.get("raised"))
     if raised:
         yield from (
@@ -94,10 +111,10 @@ def quantization_lines(
         )
         for entry in raised[:_SHOWN]:
             what, why = (
-                f"{_clean(entry.get('tensor'))} ({_clean(entry.get('format'))})",
-                _clean(entry.get("reason")),
+                f"{clean(entry.get('tensor'))} ({clean(entry.get('format'))})",
+                clean(entry.get("reason")),
             )
-            yield from _listed(f"{what}: {why}", width)
+            yield from listed(f"{what}: {why}", width)
         yield from _more(len(raised), rest)
 
 
@@ -107,7 +124,7 @@ def _budget(report: dict[str, Any], paint: Paint) -> Iterator[str]:
         yield ""
     for line in lines:
         word = paint("met   ", "good") if line.ok else paint("missed", "bad")
-        yield f"Budget {word}  {line.name.lower()} {line.value}, limit {line.limit}"
+        yield f"Budget {word}  {clean(line.name.lower())} {line.value}, limit {line.limit}"
 
 
 def _more(count: int, rest: str) -> Iterator[str]:
@@ -116,31 +133,8 @@ def _more(count: int, rest: str) -> Iterator[str]:
 
 
 def _cell(shown: Figure | None) -> tuple[str, str]:
-    return (DASH, "") if shown is None else (_clean(shown.text), _clean(shown.method))
+    return (DASH, "") if shown is None else (clean(shown.text), clean(shown.method))
 
 
 def _label(row: Row) -> str:
-    return f"  {_clean(row.label)}" if row.detail else _clean(row.label)
-
-
-def _listed(text: object, width: int) -> list[str]:
-    return [("  " if index else "- ") + line for index, line in enumerate(_wrapped(_clean(text), width - 2))]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    # A name longer than the line stays whole: a broken name cannot be searched for.
-    return textwrap.wrap(_clean(text), max(20, width), break_long_words=False, break_on_hyphens=False)
-
-
-def _clean(value: object) -> str:
-    """Text of the report without control characters: a name must not be able to move the cursor."""
-    return "" if value is None else "".join(c if c.isprintable() else " " for c in str(value))
-
-
-def _plain(text: str, style: str) -> str:
-    return text
-
-
-def _ansi(text: str, style: str) -> str:
-    code = _STYLES.get(style)
-    return f"\033[{code}m{text}\033[0m" if code and text.strip() else text
+    return f"  {clean(row.label)}" if row.detail else clean(row.label)

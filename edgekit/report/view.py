@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.report.charts import Bar, LatencyChart, latency_chart, layer_bars, sqnr_tone
+from edgekit.report.compression import Compression, compression
 from edgekit.report.findings import sort_findings
 from edgekit.report.numbers import (
     DASH,
@@ -24,7 +25,17 @@ from edgekit.report.numbers import (
     table,
     with_unit,
 )
-from edgekit.report.summary import BudgetLine, Row, Verdict, budget_lines, rows, title, verdicts
+from edgekit.report.stages import Stages, stages
+from edgekit.report.summary import (
+    BudgetLine,
+    Row,
+    Verdict,
+    budget_lines,
+    primary_metric,
+    rows,
+    title,
+    verdicts,
+)
 
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _WORST_LAYERS = 8
@@ -109,6 +120,7 @@ class TargetView:
 
     name: str
     title: str
+    stages: Stages | None
     rows: list[Row]
     task_note: str
     findings: list[Finding]
@@ -139,6 +151,7 @@ class PageView:
     verdicts: list[Verdict]
     budget: list[BudgetLine]
     warnings: list[str]
+    compression: Compression | None
     targets: list[TargetView]
     methods: list[tuple[str, str]]
     capture: list[ChangeLine]
@@ -163,6 +176,7 @@ def page(report: dict[str, Any], folder: Path) -> PageView:
         verdicts=verdicts(report),
         budget=budget_lines(report),
         warnings=[str(text) for text in report.get("warnings") or []],
+        compression=compression(report),
         targets=targets,
         methods=_methods(targets),
         capture=_changes(capture.get("changes")),
@@ -184,6 +198,7 @@ def _target(target: dict[str, Any], folder: Path) -> TargetView:
     return TargetView(
         name=_text(target.get("target")),
         title=_text(target.get("title")),
+        stages=stages(target, primary_metric(target)),
         rows=rows(target),
         task_note=_task_note(table(target.get("task"))),
         findings=[_finding(entry) for entry in findings.clashes],

@@ -137,7 +137,10 @@ def key_paths(value: Any, depth: int) -> Iterator[tuple[Any, ...]]:
         yield from ((0, *rest) for rest in key_paths(value[0], depth - 1))
 
 
-@pytest.mark.parametrize("odd", [None, float("nan"), float("inf"), "text", [], {}, -1, 0])
+ODD: list[object] = [None, float("nan"), float("inf"), "text", [], {}, -1, 0]
+
+
+@pytest.mark.parametrize("odd", ODD)
 def test_odd_values_do_not_break_the_page(report: dict[str, Any], folder: Path, odd: object) -> None:
     target = report["targets"][0]
     target["latency"]["float"] = odd
@@ -326,3 +329,112 @@ def test_tails_are_folded(report: dict[str, Any], folder: Path) -> None:
     html = render(report, folder)
     assert "<summary>3 pre-activation tails cut (largest: t0, reaches -20)</summary>" in html
     assert html.count("range cut at -4") == 3
+
+
+def test_the_page_shows_what_compression_did(compressed: dict[str, Any], folder: Path) -> None:
+    html = render(compressed, folder)
+    text = " ".join(Page(html).text.split())
+    for expected in (
+        "Compressed int8 is 4.86× faster and 6.08× smaller than the original float "
+        "and takes mAP from 0.338 to 0.326.",
+        "By compression: 1.95× faster, 1.96× smaller, mAP −0.007.",
+        "Original and compressed",
+        "From here on, float and int8 are the compressed network.",
+        "3 steps, 23 min 26 s",
+        "905 k → 453 k −50 %",
+        "multiply-accumulates: 50 % asked, 49.9 % reached",
+        "after pruning 0.31 after recovery 0.052",
+        "Widths are multiples of 16 on this target",
+        "All 63 groups",
+        "110 of 208 heads",
+        "/backbone/dark4/Add_1_output_0",
+        "3 parts left whole, and why",
+        "its indices depend on an input",
+        "median error 0.33 → 0.10; 4 left as they were",
+        "1 not refitted",
+        "bit mask and non-zero values",
+        "not faster It has no sparse kernels",
+        "best: epoch 9",
+        "compressed float median",
+    ):
+        assert expected in text
+    assert html.count('<g class="column') == 2 * 63
+    assert html.count('class="dot') == 3 * 63 + 2 * 12
+
+
+def test_a_page_without_compression_holds_nothing_of_it(report: dict[str, Any], folder: Path) -> None:
+    html = render(report, folder)
+    assert "ompress" not in html
+    assert "original" not in html
+    assert render({**report, "compress": {}}, folder) == html
+
+
+def test_any_part_of_compression_may_be_absent(compressed: dict[str, Any], folder: Path) -> None:
+    for step in slim(compressed):
+        for path in key_paths(step, 4):
+            smaller = copy.deepcopy(step)
+            inner: Any = smaller
+            for key in path[:-1]:
+                inner = inner[key]
+            del inner[path[-1]]
+            Page(render({"compress": {"steps": [smaller]}}, folder))
+    for kind in ("original", "original_int8", "float", "int8"):
+        smaller = copy.deepcopy(compressed)
+        for part in ("latency", "latency_1t", "task", "sizes", "artifacts"):
+            smaller["targets"][0][part].pop(kind, None)
+        Page(render(smaller, folder))
+    Page(render({"compress": {"steps": [{}]}, "targets": [{}]}, folder))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_values_in_compression_do_not_break_the_page(
+    compressed: dict[str, Any], folder: Path, odd: object
+) -> None:
+    for step in slim(compressed):
+        for key in step:
+            Page(render({"compress": {"steps": [{**step, key: odd}]}}, folder))
+        Page(render({"compress": {"steps": [leaves(step, odd)]}}, folder))
+    target = leaves(compressed["targets"][0], odd)
+    Page(render({"compress": compressed["compress"], "targets": [target]}, folder))
+    Page(render({"compress": odd, "targets": compressed["targets"]}, folder))
+
+
+def slim(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps with their long lists cut."""
+    steps: list[dict[str, Any]] = report["compress"]["steps"]
+    for step in steps:
+        for key in ("groups", "sensitivity", "layers", "epochs"):
+            if key in step:
+                step[key] = step[key][:4]
+    steps[0]["refit"]["layers"] = steps[0]["refit"]["layers"][:4]
+    target = report["targets"][0]
+    target["parity"]["layers"] = target["parity"]["layers"][:4]
+    target["latency"]["samples_ms"] = {k: v[:20] for k, v in target["latency"]["samples_ms"].items()}
+    return steps
+
+
+def leaves(value: Any, odd: object) -> Any:
+    """The same tables and lists with every single value replaced."""
+    if isinstance(value, dict):
+        return {key: leaves(entry, odd) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [leaves(entry, odd) for entry in value]
+    return odd
+
+
+def test_what_compression_holds_is_escaped(compressed: dict[str, Any], folder: Path) -> None:
+    attack = "<script>alert(1)</script>\" onload='x'"
+    compressed["compress"]["steps"][1]["bytes"] = {attack: 3}
+    html = render(replaced(compressed, attack), folder)
+    assert "<script" not in html
+    assert "onload='x'" not in html
+    Page(html)
+
+
+def test_the_compressed_page_loads_nothing(compressed: dict[str, Any], folder: Path) -> None:
+    html = render(compressed, folder)
+    page = Page(html)
+    assert len(page.addresses) == 4
+    assert "script" not in page.tags
+    assert "url(" not in html
+    assert "http://" not in html
