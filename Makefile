@@ -1,7 +1,7 @@
 # Every target makes .venv when it is missing or older than the two files that describe it.
 #   make demo     train-to-bundle on the YOLO reference model, report in build/demo
 #   make test     the tests
-#   make check    what CI runs: lint, types, layers, wheel contents, tests
+#   make check    what CI runs: lint, generated pages, types, layers, wheel contents, tests
 #   make bench    figures on real models and images, from the folder DATA
 
 PYTHON ?= python3
@@ -37,6 +37,7 @@ check: lint types layers wheel test
 lint: $(STAMP)
 	$(BIN)/ruff check edgekit targets models tests .ci
 	$(BIN)/ruff format --check edgekit targets models tests .ci
+	$(BIN)/python .ci/ops_table.py --check
 
 types: $(STAMP)
 	$(BIN)/mypy

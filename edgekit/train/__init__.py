@@ -1,0 +1,1 @@
+"""Running a graph in torch, differentiably, and training it against its teacher."""

@@ -1,0 +1,132 @@
+"""QuantizeLinear, DequantizeLinear, and the two together as fake quantization that gradients pass through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from edgekit.train.ops.base import Call, op
+from edgekit.train.tensors import TORCH_TYPES, round_to_float4
+
+#: Element type to smallest and largest code.
+RANGES: dict[int, tuple[int, int]] = {
+    TensorProto.UINT8: (0, 255),
+    TensorProto.INT8: (-128, 127),
+    TensorProto.UINT16: (0, 65535),
+    TensorProto.INT16: (-32768, 32767),
+    TensorProto.INT32: (-(2**31), 2**31 - 1),
+    TensorProto.UINT4: (0, 15),
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT2: (0, 3),
+    TensorProto.INT2: (-2, 1),
+}
+
+
+def spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
+    """Scale or zero point in a shape that broadcasts against ``x``: per tensor, per axis or per block."""
+    if parameter.numel() == 1:
+        return parameter.reshape(())
+    axis %= x.ndim
+    if block:
+        return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    if parameter.ndim == 1:
+        return parameter.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return parameter
+
+
+def code_type(call: Call) -> int:
+    """Element type of the codes that a QuantizeLinear writes."""
+    if len(call.input_types) > 2 and call.input_types[2] is not None:
+        return call.input_types[2]
+    stated = call.output_types[0] if call.output_types else None
+    return int(call.get("output_dtype", 0) or stated or TensorProto.UINT8)
+
+
+@op("QuantizeLinear")
+def quantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Codes, rounded half to even; as a pair with DequantizeLinear, with a straight-through gradient."""
+    axis, block = call.get("axis", 1), call.get("block_size", 0)
+    steps = spread(scale, x, axis, block)
+    if call.get("precision", 0):
+        precise = TORCH_TYPES[call.get("precision")]
+        x, steps = x.to(precise), steps.to(precise)
+    ratio = x / steps
+    kind = code_type(call)
+    if kind in RANGES:
+        codes = ratio.round()
+        if zero is not None:
+            codes = codes + spread(zero, x, axis, block).to(codes.dtype)
+        return codes.clamp(*RANGES[kind]).to(TORCH_TYPES[kind])
+    if kind == TensorProto.FLOAT4E2M1:
+        return round_to_float4(ratio)
+    if call.get("saturate", 1):
+        largest = torch.finfo(TORCH_TYPES[kind]).max
+        ratio = ratio.clamp(-largest, largest)
+    return ratio.to(TORCH_TYPES[kind])
+
+
+@op("DequantizeLinear")
+def dequantize_linear(call: Call, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Values of codes: (code - zero point) x scale; the scale may be learned."""
+    axis, block = call.get("axis", 1), call.get("block_size", 0)
+    kind = call.get("output_dtype", 0)
+    values = codes.to(torch.float64 if scale.dtype == torch.float64 else torch.float32)
+    if zero is not None:
+        values = values - spread(zero, codes, axis, block).to(values.dtype)
+    found = values * spread(scale, codes, axis, block)
+    return found.to(TORCH_TYPES[kind] if kind else scale.dtype)
+
+
+@op("DynamicQuantizeLinear")
+def dynamic_quantize_linear(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of 8 bits with the scale and zero point of the tensor's own range."""
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = (high - low) / 255
+    zero = (-low / scale).round().clamp(0, 255)
+    codes = ((x / scale).round() + zero).clamp(0, 255)
+    return codes.to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def fake_quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """What QuantizeLinear and then DequantizeLinear with the same parameters give, differentiably.
+
+    The gradient reaches ``x`` where its code is in range and is zero elsewhere. A scale that requires a
+    gradient gets that of LSQ (arXiv:1902.08153, eq. 3).
+    """
+    axis, block = call.get("axis", 1), call.get("block_size", 0)
+    steps = spread(scale, x, axis, block)
+    offset = None if zero is None else spread(zero, x, axis, block).to(x.dtype)
+    low, high = RANGES[code_type(call)]
+    found: Tensor = _FakeQuantize.apply(x, steps, offset, low, high)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
+        ratio = x / scale
+        codes = ratio.round()
+        first: Tensor | int = low if zero is None else low - zero
+        last: Tensor | int = high if zero is None else high - zero
+        inside = (codes >= first) & (codes <= last)
+        if zero is None:
+            codes.clamp_(low, high)
+        else:
+            codes = torch.minimum(torch.maximum(codes, torch.as_tensor(first)), torch.as_tensor(last))
+        if scale.requires_grad:
+            # How the value changes with the scale: by its rounding error inside, by its code outside.
+            context.save_for_backward(inside, torch.where(inside, codes - ratio, codes))
+        else:
+            context.save_for_backward(inside)
+        context.scale_shape = scale.shape
+        return codes * scale
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        inside, *slope = context.saved_tensors
+        to_scale = (gradient * slope[0]).sum_to_size(context.scale_shape) if slope else None
+        return gradient * inside, to_scale, None, None, None
