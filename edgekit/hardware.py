@@ -15,7 +15,7 @@ from edgekit.errors import InputError, UnknownNameError
 from edgekit.quantize.scheme import Scheme
 from edgekit.target import Profile
 
-_FIGURES = ("threads", "memory_bytes", "clock_hz", "int8_dot_product")
+_FIGURES = ("threads", "memory_bytes", "clock_hz", "int8_dot_product", "align")
 
 
 class HardwareProfile(BaseModel):
@@ -30,6 +30,7 @@ class HardwareProfile(BaseModel):
         clock_hz: Highest clock of the cores; 0 where it is this machine's.
         int8_dot_product: Whether the cores multiply and add four int8 pairs in one instruction (``SDOT`` on
             Arm). Without it int8 gains little over float. None where it is this machine's.
+        align: Channels that kernels work on at once; 0 where it is not known.
         sources: For each figure above that is set, the document it comes from.
     """
 
@@ -42,6 +43,7 @@ class HardwareProfile(BaseModel):
     memory_bytes: int = Field(default=0, ge=0)
     clock_hz: int = Field(default=0, ge=0)
     int8_dot_product: bool | None = None
+    align: int = Field(default=0, ge=0)
     sources: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -63,6 +65,7 @@ class HardwareProfile(BaseModel):
             memory_bytes=self.memory_bytes,
             host=self.host,
             source=source,
+            align=self.align,
         )
 
 

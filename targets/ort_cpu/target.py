@@ -11,7 +11,7 @@ from edgekit.graph import Graph
 from edgekit.hardware import Hardware, load_hardware
 from edgekit.quantize.scheme import Scheme
 from edgekit.session import OrtRunner
-from edgekit.target import Artifact, Placement, Profile
+from edgekit.target import Artifact, CostModel, Placement, Profile
 from edgekit.targets.ort_cpu.lift_biases import lift_biases
 
 _HARDWARE = Path(__file__).with_name("hardware.toml")
@@ -74,6 +74,17 @@ class OrtCpuTarget:
         from edgekit.targets.ort_cpu.placement import placement
 
         return placement(path)
+
+    def cost_model(self, graph: Graph, kind: str, threads: int) -> CostModel:
+        """Times single nodes on this machine; see :mod:`edgekit.targets.ort_cpu.latency_table`.
+
+        Raises:
+            UsageError: The profile is not this machine, or ``kind`` is not ``float`` or ``int8``.
+            ToolError: The measurement failed.
+        """
+        from edgekit.targets.ort_cpu.latency_table import LatencyTable
+
+        return LatencyTable.open(self.profile, self.scheme, graph, kind, threads)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "title": self.title, **self.hardware.describe(self.profile.name)}
