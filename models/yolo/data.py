@@ -19,9 +19,11 @@ from .scenes import SIZE, scenes
 TRAINING_SEED = 1
 CALIBRATION_SEED = 2
 VALIDATION_SEED = 3
+DISTILLATION_SEED = 5
 MONITOR_SEED = 4  # the slice that training looks at; so the validation set is measured once, at the end
 
 CALIBRATION_IMAGES = 64
+DISTILLATION_IMAGES = 2000
 VALIDATION_IMAGES = 200
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,6 +32,12 @@ Pixels = npt.NDArray[np.uint8]
 def calibration() -> Iterator[Pixels]:
     """64 images like the training ones, uint8 [256, 256, 3], RGB, one at a time."""
     for scene in scenes(Split.TRAIN, CALIBRATION_IMAGES, CALIBRATION_SEED):
+        yield scene.image
+
+
+def distillation() -> Iterator[Pixels]:
+    """2000 images like the training ones, uint8 [256, 256, 3], RGB, one at a time; without any labels."""
+    for scene in scenes(Split.TRAIN, DISTILLATION_IMAGES, DISTILLATION_SEED):
         yield scene.image
 
 

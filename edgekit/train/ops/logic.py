@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -144,7 +146,7 @@ def cast(call: Call, x: Tensor) -> Tensor:
     return _cast(call, x, call.get("to"))
 
 
-def _cast(call: Call, x: Tensor, number: int) -> Tensor:
+def _cast(call: Call, x: Tensor, number: Any) -> Tensor:
     if number == TensorProto.FLOAT4E2M1:
         # The type has no NaN; ONNX's tests make it a negative zero.
         return round_to_float4(torch.where(x.isnan(), -0.0, x))
