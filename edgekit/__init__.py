@@ -8,18 +8,46 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekit.api import bench, export, inspect, load, parity, quantize, run
+    from edgekit.api import (
+        apply_plan,
+        bench,
+        distill,
+        export,
+        inspect,
+        load,
+        parity,
+        prune,
+        quantize,
+        run,
+        sparsify,
+        torch_module,
+    )
     from edgekit.errors import EdgekitError
 
 __version__ = "0.1.0"
 
-__all__ = ["EdgekitError", "bench", "export", "inspect", "load", "parity", "quantize", "run"]
+__all__ = [
+    "EdgekitError",
+    "apply_plan",
+    "bench",
+    "distill",
+    "export",
+    "inspect",
+    "load",
+    "parity",
+    "prune",
+    "quantize",
+    "run",
+    "sparsify",
+    "torch_module",
+]
 
 
 class _Package(ModuleType):
-    """``edgekit.quantize`` is the function, also once the folder of that name has been imported.
+    """``edgekit.quantize`` and ``edgekit.prune`` are the functions, also once the folder of that name has been
+    imported.
 
-    The folder's modules are reached by ``from edgekit.quantize.x import y``.
+    The folders' modules are reached by ``from edgekit.quantize.x import y``.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -12,21 +12,26 @@ from edgekit.errors import UsageError
 from edgekit.progress import Reporter
 
 if TYPE_CHECKING:
+    import torch
+
     from edgekit.graph import Graph
     from edgekit.measure.latency import LatencyResult
     from edgekit.pipeline.job import Job, PreprocessLike
     from edgekit.pipeline.line import Outcome
+    from edgekit.pipeline.smaller import Request, Smaller
+    from edgekit.prune.plan import PruningPlan
     from edgekit.quantize.quantize import QuantizeResult
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load(source: str | Path, input_shapes: Shapes | None = None) -> Graph:
+def load(source: str | Path, input_shapes: Shapes | None = None, *, fold: bool = True) -> Graph:
     """Capture a network: ``.onnx``, ``.pt2`` or ``package.module:callable`` returning an ``nn.Module``.
 
     Args:
         source: The network.
         input_shapes: Shapes of inputs that it leaves open, by name.
+        fold: Fold batch normalizations into the layers before them; without it they stay and can train.
 
     Raises:
         UsageError: ``source`` or a shape has a wrong value.
@@ -34,7 +39,7 @@ def load(source: str | Path, input_shapes: Shapes | None = None) -> Graph:
     """
     from edgekit.capture import capture
 
-    return capture(str(source), input_shapes=input_shapes).graph
+    return capture(str(source), input_shapes=input_shapes, fold=fold).graph
 
 
 def quantize(
@@ -92,6 +97,153 @@ def quantize(
         progress=reporter.update if reporter is not None else None,
         status=reporter.status if reporter is not None else None,
     )
+
+
+def prune(
+    graph: Graph,
+    data: Any,
+    target: str = "ort-cpu",
+    *,
+    plan: str | Path | None = None,
+    recover: str = "refit",
+    training: Mapping[str, Any] | None = None,
+    preprocess: PreprocessLike = None,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Smaller:
+    """Remove channels and blocks from a captured graph; no labels are needed.
+
+    Args:
+        graph: From :func:`load`; stays as it is.
+        data: Samples: image folder, ``.npz`` file, callable or its name.
+        target: Whose alignment and latency count.
+        plan: A plan from an earlier run, applied in place of a search.
+        recover: What follows: ``none``; ``refit``, least squares towards the original; ``distill``, that and
+            a training.
+        training: Keys of a recipe's ``distill`` step, for ``recover="distill"``.
+        preprocess: How images become inputs; RGB / 255, letterboxed by default.
+        limit: Most samples.
+        reporter: Tells how far it is.
+        options: Keys of a recipe's ``prune`` step: ``keep``, ``macs``, ``latency``, ``align`` …
+
+    Returns:
+        The smaller ``graph``, the ``plan``, what the report says of each of the ``steps``, and the latency.
+
+    Raises:
+        UsageError: An option has a wrong value, or the aim cannot be reached.
+        DataError: The samples cannot be used.
+        ModelError: The plan is another network's.
+    """
+    from edgekit.pipeline.smaller import prune_model
+
+    return prune_model(
+        graph, _request(data, target, preprocess, limit, recover, training, reporter), plan, options
+    )
+
+
+def sparsify(
+    graph: Graph,
+    data: Any,
+    target: str = "ort-cpu",
+    *,
+    recover: str = "refit",
+    training: Mapping[str, Any] | None = None,
+    preprocess: PreprocessLike = None,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Smaller:
+    """Set single weights of a captured graph to zero.
+
+    Args:
+        graph: From :func:`load`; stays as it is.
+        data: Samples, see :func:`prune`.
+        target: What it buys is said for this target.
+        recover: See :func:`prune`.
+        training: See :func:`prune`.
+        preprocess: See :func:`prune`.
+        limit: Most samples.
+        reporter: Tells how far it is.
+        options: Keys of a recipe's ``sparsify`` step: ``sparsity``, ``pattern``, ``scope`` …
+
+    Raises:
+        UsageError: An option has a wrong value.
+        DataError: The samples cannot be used.
+    """
+    from edgekit.pipeline.smaller import sparsify_model
+
+    return sparsify_model(
+        graph, _request(data, target, preprocess, limit, recover, training, reporter), options
+    )
+
+
+def distill(
+    graph: Graph,
+    teacher: Graph | str | Path,
+    data: Any,
+    *,
+    preprocess: PreprocessLike = None,
+    limit: int | None = None,
+    checkpoint: Path | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Smaller:
+    """Train a captured graph to give what its teacher gives; no labels are needed.
+
+    Args:
+        graph: The student; stays as it is.
+        teacher: Another captured graph, or a source for :func:`load`.
+        data: Samples, see :func:`prune`.
+        preprocess: See :func:`prune`.
+        limit: Most samples.
+        checkpoint: A file where the training is kept while it runs, and goes on from.
+        reporter: Tells how far it is.
+        options: Keys of a recipe's ``distill`` step: ``epochs``, ``seconds``, ``rate`` …
+
+    Raises:
+        UsageError: An option has a wrong value.
+        DataError: The samples cannot be used.
+        ModelError: Student and teacher have other inputs or outputs.
+    """
+    from edgekit.pipeline.smaller import distill_model
+
+    taught = load(teacher) if isinstance(teacher, (str, Path)) else teacher
+    request = _request(data, "ort-cpu", preprocess, limit, "distill", None, reporter)
+    return distill_model(graph, taught, request, checkpoint, options)
+
+
+def torch_module(graph: Graph) -> torch.nn.Module:
+    """The graph as a module to train in a loop of your own.
+
+    It takes the inputs in the graph's order and returns the output, or a tuple of them; ``to_graph()`` gives
+    the graph with the trained weights.
+
+    Raises:
+        ModelError: An operator cannot be trained through; the message lists them all.
+    """
+    from edgekit.train.executor import torch_module as make
+
+    return make(graph)
+
+
+def apply_plan(module: torch.nn.Module, plan: PruningPlan | str | Path) -> torch.nn.Module:
+    """Cut a module by a plan that was made on the graph exported from it.
+
+    Args:
+        module: The module; stays as it is.
+        plan: From :func:`prune`, or its file.
+
+    Returns:
+        A smaller copy, by parameter name.
+
+    Raises:
+        ModelError: The plan and the module do not belong together.
+    """
+    from edgekit.prune.module import apply_plan as cut
+    from edgekit.prune.plan import PruningPlan
+
+    return cut(module, plan if isinstance(plan, PruningPlan) else PruningPlan.load(Path(plan)))
 
 
 def export(
@@ -260,6 +412,22 @@ def inspect(
         limit=limit,
         reporter=reporter,
     )
+
+
+def _request(
+    data: Any,
+    target: str,
+    preprocess: PreprocessLike,
+    limit: int | None,
+    recover: str,
+    training: Mapping[str, Any] | None,
+    reporter: Reporter | None,
+) -> Request:
+    from edgekit.pipeline.job import read_preprocess
+    from edgekit.pipeline.smaller import Request
+
+    how, _, _ = read_preprocess(preprocess, "given")
+    return Request(data, target, how, limit, recover, training, reporter)
 
 
 def _recipe_job(

@@ -99,6 +99,7 @@ class PruneSection(_Section):
         latency: Share of the latency on the first target to keep.
         importance: How the worth of a channel is judged.
         scope: ``global`` takes from each group what costs least; ``uniform`` the same share from every group.
+            ``uniform`` for ``keep`` and ``global`` for the other aims, when left out.
         align: Channels are kept in multiples of this; the target's own figure when left out.
         min_keep: Least share of a group that stays.
         steps: Times that a part is removed and what is left recovers; 1 removes all at once.
@@ -120,7 +121,7 @@ class PruneSection(_Section):
     bytes: _Share | None = None
     latency: _Share | None = None
     importance: Literal["fisher", "magnitude-l1", "magnitude-l2", "bn-gamma", "activation"] = "fisher"
-    scope: Literal["global", "uniform"] = "global"
+    scope: Literal["global", "uniform"] | None = None
     align: _Count | None = None
     min_keep: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     steps: _Count | None = None
@@ -180,6 +181,9 @@ class DistillSection(_Section):
         features: Whether inner tensors follow the teacher's too.
         augment: Whether images are varied: cut, scaled, mirrored, coloured, put together.
         teacher: Another network than the original.
+        data: Samples to train on; those of calibration when left out.
+        limit: Use at most this many samples.
+        labels: ``package.module:callable`` returning the class of each sample, to be learned too.
         saved: Weights from an earlier run, taken in place of a training unless everything is made afresh.
         seed: Of order, augmentation and initial values.
     """
@@ -193,6 +197,9 @@ class DistillSection(_Section):
     features: bool = True
     augment: bool = True
     teacher: _Text | None = None
+    data: _Text | None = None
+    limit: _Count | None = None
+    labels: _Text | None = None
     saved: _Text | None = None
     seed: int = 0
 
@@ -230,9 +237,11 @@ class DeploySection(_Section):
 
     Attributes:
         targets: ``name`` or ``name:profile``; ``edgekit targets`` lists them.
+        compare: Which artifacts of the network before compression are measured beside the compressed ones.
     """
 
     targets: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)] = ("ort-cpu",)
+    compare: Annotated[tuple[Literal["float", "int8"], ...], Field(strict=False)] = ("float",)
 
     @field_validator("targets")
     @classmethod

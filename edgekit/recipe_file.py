@@ -49,6 +49,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def read_step(values: Mapping[str, Any]) -> CompressSection:
+    """One compress step from keys and values, without those that are None; for commands and functions.
+
+    Raises:
+        UsageError: As of :func:`load_recipe`; the key is named alone.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    base = {"model": {"source": "-"}, "data": {"calibrate": "-"}}
+    try:
+        return Recipe.model_validate({**base, "compress": [given]}).compress[0]
+    except ValidationError as error:
+        found = _usage_error(error.errors(), Path(), {})
+        where = found.where.rpartition("compress.0")[2].lstrip(".")
+        raise UsageError(found.what, where=where, valid=found.valid, hint=found.hint) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -149,8 +165,9 @@ def _with_absolute_files(
     found: dict[str, Any] = {}
     if isinstance(step, (PruneSection, DistillSection)) and step.saved is not None:
         found["saved"] = str(folder / Path(step.saved).expanduser())
-    if isinstance(step, DistillSection) and step.teacher is not None:
-        found["teacher"] = absolute(section, "teacher", step.teacher)
+    if isinstance(step, DistillSection):
+        given = {"teacher": step.teacher, "data": step.data}
+        found |= {key: absolute(section, key, source) for key, source in given.items() if source is not None}
     return step.model_copy(update=found)
 
 

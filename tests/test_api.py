@@ -20,17 +20,27 @@ ROOT = Path(__file__).parent.parent
 def test_the_public_names() -> None:
     assert edgekit.__all__ == [
         "EdgekitError",
+        "apply_plan",
         "bench",
+        "distill",
         "export",
         "inspect",
         "load",
         "parity",
+        "prune",
         "quantize",
         "run",
+        "sparsify",
+        "torch_module",
     ]
     assert set(edgekit.__all__) <= set(dir(edgekit))
     with pytest.raises(AttributeError, match="prune_all"):
         _ = edgekit.prune_all
+
+
+def test_prune_stays_the_function_when_its_folder_is_imported() -> None:
+    importlib.import_module("edgekit.prune.groups")
+    assert callable(edgekit.prune)
 
 
 def test_quantize_stays_the_function_when_its_folder_is_imported() -> None:

@@ -47,9 +47,20 @@ def placement_step(context: Context, target: Target, compiled: Product) -> Produ
 
 
 def latency_step(
-    context: Context, target: Target, compiled: Product, inputs: tuple[TensorSpec, ...]
+    context: Context,
+    target: Target,
+    compiled: Product,
+    inputs: tuple[TensorSpec, ...],
+    before: Mapping[str, Product],
 ) -> Product:
     """Time the artifacts against each other; on one thread too where the profile uses several.
+
+    Args:
+        context: Job, store, reporter.
+        target: Where they run.
+        compiled: The artifacts.
+        inputs: Of the network.
+        before: Artifacts of the network before compression, by label.
 
     Raises:
         ToolError: The measuring process failed.
@@ -57,12 +68,13 @@ def latency_step(
     from edgekit.measure.machine import machine
 
     job = context.job
-    parts = [compiled.key, data_key(job), job.runs, asdict(target.profile), machine()]
+    keys = [product.key for product in (compiled, *before.values())]
+    parts = [keys, data_key(job), job.runs, asdict(target.profile), machine()]
 
     def make(folder: Path) -> dict[str, Any]:
         from edgekit.measure.latency import measure_latency
 
-        paths = artifacts(compiled)
+        paths = _with_before(compiled, before)
         if not runs_optimized(target, next(iter(paths.values()))):
             return {
                 "unmeasured": "the target runs with its optimizations off, so that its speed means nothing"
@@ -116,11 +128,18 @@ def parity_step(context: Context, target: Target, compiled: Product, graphs: Map
     return run_step(context, f"parity on {full_name(target)}", parts, make, name="parity")
 
 
-def task_step(context: Context, target: Target, compiled: Product, inputs: tuple[TensorSpec, ...]) -> Product:
-    """Measure the task metric of every artifact."""
+def task_step(
+    context: Context,
+    target: Target,
+    compiled: Product,
+    inputs: tuple[TensorSpec, ...],
+    before: Mapping[str, Product],
+) -> Product:
+    """Measure the task metric of every artifact, those of the network before compression too."""
 
     def make(folder: Path) -> dict[str, Any]:
-        runners = {kind: target.open(path) for kind, path in artifacts(compiled).items()}
+        paths = _with_before(compiled, before)
+        runners = {kind: target.open(path) for kind, path in paths.items()}
         task = context.job.evaluate.task
         if task == "detection":
             return _detection(context, runners, inputs, folder)
@@ -128,7 +147,8 @@ def task_step(context: Context, target: Target, compiled: Product, inputs: tuple
             return _outputs(context, runners, inputs)
         return _scores(context, runners, inputs)
 
-    parts = [compiled.key, full_name(target), _evaluation_key(context)]
+    keys = [product.key for product in (compiled, *before.values())]
+    parts = [keys, full_name(target), _evaluation_key(context)]
     title = f"{context.job.evaluate.task} on {full_name(target)}"
     return run_step(context, title, parts, make, name="task")
 
@@ -136,6 +156,14 @@ def task_step(context: Context, target: Target, compiled: Product, inputs: tuple
 def artifacts(compiled: Product) -> dict[str, Path]:
     """Files of the artifacts by kind, float first."""
     return {kind: compiled.folder / entry["path"] for kind, entry in compiled.data["artifacts"].items()}
+
+
+def _with_before(compiled: Product, before: Mapping[str, Product]) -> dict[str, Path]:
+    """Files by kind; of the network before compression under ``original`` and ``original_int8``."""
+    found = artifacts(compiled)
+    for label, product in before.items():
+        found[label] = next(iter(artifacts(product).values()))
+    return found
 
 
 def runs_optimized(target: Target, path: Path) -> bool:
@@ -165,18 +193,22 @@ def _outputs(
 ) -> dict[str, Any]:
     from edgekit.measure.outputs import compare_outputs
 
-    if "int8" not in runners:
+    reference = "original" if "original" in runners else "float"
+    others = [kind for kind in runners if kind != reference]
+    if not others:
         return {}
     samples, note = comparison_samples(context.job, inputs)
-    found = compare_outputs(runners["float"], runners["int8"], samples, progress=context.reporter.update)
-    figures = {name: figure.to_json() for name, figure in found.measurements().items()}
-    task = {
-        "name": "outputs",
-        "images": found.samples,
-        "int8": figures,
-        "outputs": [asdict(entry) for entry in found.outputs],
-        "note": "; ".join(filter(None, (note, *found.notes))),
-    }
+    task: dict[str, Any] = {"name": "outputs", "reference": reference}
+    notes = [note]
+    for index, kind in enumerate(others):
+        update = _part(context.reporter.update, index * (samples.count or 0), len(others))
+        found = compare_outputs(runners[reference], runners[kind], samples, progress=update)
+        task["images"] = found.samples
+        task[kind] = {name: figure.to_json() for name, figure in found.measurements().items()}
+        if kind == others[0] or kind == "int8":
+            task["outputs"] = [asdict(entry) for entry in found.outputs]
+        notes += found.notes
+    task["note"] = "; ".join(dict.fromkeys(filter(None, notes)))
     skipped = [{"name": item.name, "reason": item.reason} for item in samples.skipped]
     return {"task": task, "skipped": skipped}
 

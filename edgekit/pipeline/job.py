@@ -13,7 +13,7 @@ from edgekit.data.samples import open_samples
 from edgekit.errors import UsageError
 from edgekit.quantize.calibrators import Calibrator
 from edgekit.quantize.quantize import Options
-from edgekit.recipe import BudgetSection, EvaluateSection, Recipe
+from edgekit.recipe import BudgetSection, CompressSection, EvaluateSection, Recipe
 
 if TYPE_CHECKING:
     from edgekit.graph import TensorSpec
@@ -39,6 +39,8 @@ class Job:
         assumed: True when nobody said how images become inputs.
         limit: Most calibration samples.
         evaluate: The task.
+        compress: Steps that make the network smaller, in order.
+        compare: Artifacts of the network before compression to measure too: ``float``, ``int8``.
         quantize: False makes the float artifact only.
         options: Of the quantizer.
         max_drop: Loss of the task metric above which quantization is tried again with more tensors raised.
@@ -57,6 +59,8 @@ class Job:
     assumed: bool = False
     limit: int | None = None
     evaluate: EvaluateSection = field(default_factory=lambda: EvaluateSection(task="outputs"))
+    compress: tuple[CompressSection, ...] = ()
+    compare: tuple[str, ...] = ("float",)
     quantize: bool = True
     options: Options = field(default_factory=Options)
     max_drop: float | None = None
@@ -90,6 +94,8 @@ def from_recipe(recipe: Recipe, *, runs: int = 100, command: str = "") -> Job:
         assumed=assumed,
         limit=recipe.data.limit,
         evaluate=recipe.evaluate or EvaluateSection(task="outputs"),
+        compress=recipe.compress,
+        compare=recipe.deploy.compare,
         quantize=section.enabled,
         options=Options(
             calibrator=section.calibrator,

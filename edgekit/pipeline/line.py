@@ -28,9 +28,10 @@ from edgekit.bundle import (
 from edgekit.errors import UsageError
 from edgekit.files import whole_folder
 from edgekit.pipeline.assess import artifacts, latency_step, parity_step, placement_step, task_step
+from edgekit.pipeline.compress import Compressed, compress
 from edgekit.pipeline.job import Job
 from edgekit.pipeline.report_json import TargetProducts, build_report, drop
-from edgekit.pipeline.state import Store
+from edgekit.pipeline.state import Product, Store
 from edgekit.pipeline.steps import (
     Context,
     Network,
@@ -96,17 +97,18 @@ def run_line(job: Job, out: Path, *, fresh: bool = False, reporter: Reporter | N
     """
     check_out(out)
     targets = _targets(job)
-    context = Context(job, Store(state_folder(out), fresh=fresh), reporter or Reporter())
+    context = Context(job, Store(state_folder(out), fresh=fresh), reporter or Reporter(), fresh)
     if job.assumed:
         context.reporter.note(f"Preprocessing {job.preprocess_note}")
     check_task(job)
     network = capture_step(context)
     check_samples(job, network.graph.inputs)
-    made = [_line(context, network, target) for target in targets]
+    compressed = compress(context, network, targets[0])
+    made = [_line(context, network, compressed.network, target) for target in targets]
     context.reporter.step("report")
-    report = build_report(context, network, made)
+    report = build_report(context, network, compressed, made)
     with whole_folder(out) as folder:
-        _write_bundle(folder, context, network, {target.name: target for target in made}, report)
+        _write_bundle(folder, context, compressed, {target.name: target for target in made}, report)
     context.store.prune()
     context.reporter.close()
     return Outcome(out, report)
@@ -123,20 +125,41 @@ def _targets(job: Job) -> tuple[Target, ...]:
     return found
 
 
-def _line(context: Context, network: Network, target: Target) -> TargetProducts:
+def _line(context: Context, original: Network, network: Network, target: Target) -> TargetProducts:
     name = full_name(target)
     products = TargetProducts(name, target.title, folder_name(name), target.profile.host)
-    graphs = _graphs(context, network, target, products)
+    inputs = network.graph.inputs
+    before = _original_products(context, original, target) if network is not original else {}
+    graphs = _graphs(context, network, target, products, before)
     compiled = products.products["compile"]
     products.products["placement"] = placement_step(context, target, compiled)
-    products.products["latency"] = latency_step(context, target, compiled, network.graph.inputs)
+    products.products["latency"] = latency_step(context, target, compiled, inputs, before)
     if "int8" in graphs:
         products.products["parity"] = parity_step(context, target, compiled, graphs)
-    products.products["task"] = task_step(context, target, compiled, network.graph.inputs)
+    products.products["task"] = task_step(context, target, compiled, inputs, before)
+    products.before = before
     return products
 
 
-def _graphs(context: Context, network: Network, target: Target, products: TargetProducts) -> dict[str, Graph]:
+def _original_products(context: Context, original: Network, target: Target) -> dict[str, Product]:
+    """The artifacts of the network before compression that are to be compared with, by their kind's label."""
+    found: dict[str, Product] = {}
+    job = context.job
+    if "float" in job.compare:
+        found["original"] = compile_step(context, target, {"float": original.graph})
+    if "int8" in job.compare and job.quantize and target.scheme is not None:
+        graph, _ = quantize_step(context, original, target.scheme, job.options)
+        found["original_int8"] = compile_step(context, target, {"int8": graph})
+    return found
+
+
+def _graphs(
+    context: Context,
+    network: Network,
+    target: Target,
+    products: TargetProducts,
+    before: Mapping[str, Product],
+) -> dict[str, Graph]:
     """Quantize and compile; again with a higher aim while the task metric loses more than it may."""
     job = context.job
     graphs = {"float": network.graph}
@@ -151,7 +174,7 @@ def _graphs(context: Context, network: Network, target: Target, products: Target
         products.products.update({"quantize": quantized, "compile": compiled})
         if job.max_drop is None:
             break
-        task = task_step(context, target, compiled, network.graph.inputs)
+        task = task_step(context, target, compiled, network.graph.inputs, before)
         lost = drop({"task": task.data.get("task")})
         if lost is None or lost <= job.max_drop:
             break
@@ -167,10 +190,11 @@ def _graphs(context: Context, network: Network, target: Target, products: Target
 def _write_bundle(
     folder: Path,
     context: Context,
-    network: Network,
+    compressed: Compressed,
     made: Mapping[str, TargetProducts],
     report: dict[str, Any],
 ) -> None:
+    network = compressed.network
     details: dict[str, ArtifactEntry] = {}
     paths: dict[str, dict[str, str]] = {}
     for name, target in made.items():
@@ -182,6 +206,7 @@ def _write_bundle(
             paths[name][kind] = relative
             details[relative] = describe_artifact(folder / relative, context.job.preprocess.layout)
         _copy_overlays(folder, target)
+    _copy_compression(folder, compressed)
     manifest = Manifest(
         model=ModelEntry(
             name=_model_name(context.job.model), source=network.data["source"], sha256=network.data["sha256"]
@@ -207,6 +232,17 @@ def _copy_overlays(folder: Path, target: TargetProducts) -> None:
             if kind != "name":
                 source = target.products["task"].folder / name
                 shutil.copyfile(source, folder / "overlays" / f"{target.folder}-{name}")
+
+
+def _copy_compression(folder: Path, compressed: Compressed) -> None:
+    """Plans and trained weights: to cut the user's own module, and to save a later run the work."""
+    for number, product in enumerate(compressed.products, start=1):
+        for name in ("plan.json", "weights.npz"):
+            if (product.folder / name).is_file():
+                (folder / "compress").mkdir(exist_ok=True)
+                shutil.copyfile(
+                    product.folder / name, folder / "compress" / f"{number}-{product.name}-{name}"
+                )
 
 
 def _store_samples(

@@ -8,6 +8,7 @@ from typing import Any
 
 import edgekit
 from edgekit.measure.machine import machine
+from edgekit.pipeline.compress import Compressed, compress_json
 from edgekit.pipeline.state import Product, plain
 from edgekit.pipeline.steps import UNSEEN, Context, Network
 from edgekit.recipe import BudgetSection
@@ -28,6 +29,7 @@ class TargetProducts:
         folder: Its folder in the bundle.
         host: Whether latency measured here is the profile's.
         products: By step: ``compile``, ``placement``, ``quantize`` …
+        before: Artifacts of the network before compression, by label.
     """
 
     name: str
@@ -35,17 +37,20 @@ class TargetProducts:
     folder: str
     host: bool
     products: dict[str, Product] = field(default_factory=dict)
+    before: dict[str, Product] = field(default_factory=dict)
 
     def data(self, step: str, key: str, default: Any = None) -> Any:
         """One entry of a step's product; ``default`` where the step did not run."""
         return self.products[step].data.get(key, default) if step in self.products else default
 
 
-def build_report(context: Context, network: Network, targets: list[TargetProducts]) -> dict[str, Any]:
+def build_report(
+    context: Context, network: Network, compressed: Compressed, targets: list[TargetProducts]
+) -> dict[str, Any]:
     """The whole report, JSON-ready; fills ``context.warnings`` on the way."""
     job = context.job
     data = _data(context, targets)
-    entries = [_target(target, network) for target in targets]
+    entries = [_target(target, compressed.network) for target in targets]
     for target, entry in zip(targets, entries, strict=True):
         _warn(context, target, entry, several=len(targets) > 1)
     budget = _budget(context, job.budget, targets, entries)
@@ -59,6 +64,7 @@ def build_report(context: Context, network: Network, targets: list[TargetProduct
                 "machine": machine(),
                 "model": _model(network),
                 "data": data,
+                **_compression(context, network, compressed),
                 "targets": entries,
                 "warnings": context.warnings,
                 "budget": budget,
@@ -68,7 +74,9 @@ def build_report(context: Context, network: Network, targets: list[TargetProduct
 
 
 def drop(entry: dict[str, Any]) -> float | None:
-    """Loss of the task metric in one target's report entry; of compared outputs, 1 minus the cosine."""
+    """Loss of the task metric in one target's report entry, of int8 against the network as it was given; of
+    compared outputs, 1 minus the cosine.
+    """
     task = entry.get("task") or {}
     name = primary_metric(entry)
     after = (task.get("int8") or {}).get(name)
@@ -76,7 +84,7 @@ def drop(entry: dict[str, Any]) -> float | None:
         return None
     if task.get("name") == "outputs":
         return 1.0 - float(task["int8"]["cosine"]["value"])
-    before = (task.get("float") or {}).get(name)
+    before = (task.get("original") or task.get("float") or {}).get(name)
     return None if before is None else float(before["value"]) - float(after["value"])
 
 
@@ -120,12 +128,26 @@ def _data(context: Context, targets: list[TargetProducts]) -> dict[str, Any]:
     }
 
 
+def _compression(context: Context, network: Network, compressed: Compressed) -> dict[str, Any]:
+    found = compress_json(compressed, network.graph)
+    if found is None:
+        return {}
+    for step in found["steps"]:
+        for note in step["notes"]:
+            context.warn(f"{step['pass'].capitalize()}: {note}")
+    return {"compress": found}
+
+
 def _target(target: TargetProducts, network: Network) -> dict[str, Any]:
     entry: dict[str, Any] = {"target": target.name, "title": target.title}
     entry["artifacts"] = {
         kind: {**item, "path": f"{target.folder}/{item['path']}"}
         for kind, item in target.data("compile", "artifacts", {}).items()
     }
+    if target.before:
+        entry["sizes"] = {label: _size(product) for label, product in target.before.items()} | {
+            kind: item["size_bytes"] for kind, item in entry["artifacts"].items()
+        }
     if "quantize" in target.products:
         quantization = {k: v for k, v in target.products["quantize"].data.items() if k != "data"}
         quantization["history"] = quantization["history"][len(network.data["history"]) :]
@@ -149,6 +171,10 @@ def _target(target: TargetProducts, network: Network) -> dict[str, Any]:
     return entry
 
 
+def _size(product: Product) -> int:
+    return int(next(iter(product.data["artifacts"].values()))["size_bytes"])
+
+
 def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, several: bool) -> None:
     def warn(text: str) -> None:
         context.warn(f"{target.name}: {text}" if several else text)
@@ -159,6 +185,7 @@ def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, se
     for key in ("latency", "latency_1t"):
         for note in (entry.get(key) or {}).get("notes", []):
             warn(f"Latency{', 1 thread' if key.endswith('1t') else ''}: {note}")
+    _warn_slower(warn, target, entry)
     speedup = (entry.get("latency") or {}).get("speedup")
     if speedup is not None and speedup < 1 and target.host:
         warn(f"Int8 is slower than float on this machine ({1 / speedup:.2f} times as long).")
@@ -175,6 +202,19 @@ def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, se
     note = (entry.get("task") or {}).get("note")
     if note and note != UNSEEN:
         warn(f"Evaluation: {note}")
+
+
+def _warn_slower(warn: Any, target: TargetProducts, entry: dict[str, Any]) -> None:
+    """A compressed network that is slower than the original is never passed over."""
+    for key, threads in (("latency", ""), ("latency_1t", " on 1 thread")):
+        latency = entry.get(key) or {}
+        for before, after, name in (("original", "float", "float"), ("original_int8", "int8", "int8")):
+            if before in latency and after in latency and target.host:
+                times = latency[after]["value"] / latency[before]["value"]
+                if times > 1:
+                    warn(
+                        f"Compressed {name} is slower than the original{threads} ({times:.2f} times as long)."
+                    )
 
 
 def _warn_quantization(warn: Any, quantization: dict[str, Any] | None) -> None:

@@ -38,12 +38,14 @@ class Context:
         job: What is asked for.
         store: Products of this and earlier runs.
         reporter: Tells the user.
+        fresh: Whether results saved with the recipe are made afresh too.
         warnings: What the report must point out.
     """
 
     job: Job
     store: Store
     reporter: Reporter
+    fresh: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
