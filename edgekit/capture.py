@@ -26,6 +26,7 @@ from edgekit.passes.name_nodes import name_nodes
 from edgekit.passes.pin_shapes import pin_shapes
 from edgekit.passes.remove_identities import remove_identities
 from edgekit.passes.remove_unused import remove_unused
+from edgekit.passes.remove_zero_bias import remove_zero_bias
 from edgekit.passes.strip_notes import strip_notes
 from edgekit.passes.upgrade_opset import upgrade_opset
 from edgekit.passes.verify import Difference, compare, random_feeds, worst
@@ -60,7 +61,11 @@ class Captured:
 
 
 def capture(
-    source: str, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None, folder: Path | None = None
+    source: str,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    folder: Path | None = None,
+    fold: bool = True,
 ) -> Captured:
     """Read a network and bring it into the form that everything else works on.
 
@@ -69,18 +74,23 @@ def capture(
         input_shapes: Shape by input name, for dimensions that the model leaves open. A module needs all of
             them, in the order of its ``forward``.
         folder: What relative paths start from, and where a callable's package may lie.
+        fold: Fold batch normalizations into the layers before them; without it they stay and can train.
 
     Raises:
         UsageError: ``source`` or ``input_shapes`` has a wrong value.
         ModelError: The network cannot be read or used, or it no longer computes the same after cleaning.
     """
     origin = read(source, input_shapes, folder)
-    graph = clean(origin.graph, input_shapes)
+    graph = clean(origin.graph, input_shapes, fold=fold)
     return Captured(graph, source, origin.sha256, _difference(origin, graph))
 
 
-def clean(graph: Graph, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+def clean(
+    graph: Graph, input_shapes: Mapping[str, tuple[int, ...]] | None = None, *, fold: bool = True
+) -> Graph:
     """The straight line from a graph as exported to one that all other passes can rely on.
+
+    With ``fold`` False batch normalizations stay.
 
     Raises:
         UsageError: ``input_shapes`` does not fit the model.
@@ -93,7 +103,7 @@ def clean(graph: Graph, input_shapes: Mapping[str, tuple[int, ...]] | None = Non
     _check_straight(graph)
     graph = upgrade_opset(graph)
     graph = remove_identities(graph)
-    graph = fold_batchnorm(graph)
+    graph = fold_batchnorm(graph) if fold else remove_zero_bias(graph)
     graph = remove_unused(graph)
     graph = strip_notes(graph)
     graph = name_nodes(graph)

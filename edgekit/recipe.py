@@ -173,9 +173,10 @@ class DistillSection(_Section):
 
     Attributes:
         name: ``distill``; written ``pass`` in the file.
-        epochs: Passes over the samples.
+        epochs: Passes over the samples; 30 when neither this nor ``seconds`` is given.
         seconds: Time after which the training ends; what comes first of the two ends it.
-        rate: Peak learning rate; by the kind of the outputs when left out.
+        rate: Peak learning rate, relative to the size of each channel's weights: 0.01 changes them by up to a
+            hundredth in a step. By the kind of the outputs when left out.
         batch: Samples of one step.
         temperature: Of the class scores.
         features: Whether inner tensors follow the teacher's too.

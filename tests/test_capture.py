@@ -104,6 +104,22 @@ def test_everything_is_static_named_and_at_one_opset(tmp_path: Path) -> None:
     onnx.checker.check_model(graph.to_proto(), full_check=True)
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_normalizations_can_stay(tmp_path: Path, fold: bool) -> None:
+    text = """g (float[1,2,4,4] x) => (float[1,3,4,4] y) {
+        a = Conv(x, w, zero) y = BatchNormalization(a, gamma, beta, mean, var)
+    }"""
+    random = np.random.default_rng(0)
+    numbers = {
+        name: random.uniform(0.5, 1, 3).astype(np.float32) for name in ("gamma", "beta", "mean", "var")
+    }
+    weight = random.standard_normal((3, 2, 1, 1)).astype(np.float32)
+    path = _save(tmp_path, text, 17, w=weight, zero=np.zeros(3, np.float32), **numbers)
+    nodes = list(capture(path, fold=fold).graph.nodes)
+    assert [node.op_type for node in nodes] == (["Conv"] if fold else ["Conv", "BatchNormalization"])
+    assert len([v for v in nodes[0].inputs if v is not None]) == (3 if fold else 2)
+
+
 def test_float16_models_become_float32(tmp_path: Path) -> None:
     path = _save(
         tmp_path,

@@ -47,7 +47,10 @@ Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help
 Seconds = Annotated[
     float | None, typer.Option("--seconds", metavar="S", min=1, help="Most time for the training.")
 ]
-Rate = Annotated[float | None, typer.Option("--rate", metavar="R", help="Peak learning rate.")]
+Rate = Annotated[
+    float | None,
+    typer.Option("--rate", metavar="R", help="Peak learning rate, relative to the weights; 0.01 is much."),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything drawn at random.")]
 Samples = Annotated[
     int, typer.Option("--samples", metavar="N", min=1, help="Samples that ranking and refit look at.")

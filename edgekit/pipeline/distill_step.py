@@ -17,9 +17,6 @@ from edgekit.recipe import DistillSection
 if TYPE_CHECKING:
     from edgekit.train.options import DistillOptions
 
-#: Epochs of a training that only the clock ends.
-UNLIMITED = 10_000
-
 
 def distill_graph(
     material: Material,
@@ -149,6 +146,7 @@ def _options(material: Material, section: DistillSection, held: Held) -> Distill
     from edgekit.train.options import DistillOptions
 
     options = DistillOptions(
+        epochs=section.epochs,
         seconds=section.seconds,
         rate=section.rate,
         batch=section.batch,
@@ -160,8 +158,6 @@ def _options(material: Material, section: DistillSection, held: Held) -> Distill
         labels=None if section.labels is None else read_labels(section.labels, material.folder),
         seed=section.seed,
     )
-    if section.temperature is not None:
-        options = replace(options, temperature=section.temperature)
-    # With a limit on the time alone, it is the time that ends the training.
-    epochs = section.epochs or (UNLIMITED if section.seconds is not None else None)
-    return options if epochs is None else replace(options, epochs=epochs)
+    if section.temperature is None:
+        return options
+    return replace(options, temperature=section.temperature)
