@@ -166,14 +166,17 @@ def _fisher(
 
     from edgekit.train.executor import Executor
     from edgekit.train.match import Match
+    from edgekit.train.threads import side_by_side
 
     match = match or Match(graph)
     student = Executor(graph).eval()
-    master = None if teacher is None else Executor(teacher).eval()
     gates = _Gates(groups, student.weights())
-    generator = torch.Generator().manual_seed(seed)
-    total = {g.name: np.zeros(g.size) for g in groups.groups}
-    for done, feed in enumerate(feeds, start=1):
+    master = None if teacher is None else Executor(teacher).eval()
+
+    def squares(item: tuple[int, Feeds]) -> list[tuple[str, Array]]:
+        """Of one sample; it has random numbers of its own, so that the order of the work does not matter."""
+        index, feed = item
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in feed.items()}
         outputs = student(tensors)
         wanted = {name: value.detach() for name, value in outputs.items()}
@@ -181,14 +184,20 @@ def _fisher(
             with torch.no_grad():
                 wanted = master(tensors)
         features = match.features(outputs, wanted).flatten()
+        found = []
         for count in range(projections):
             v = torch.randn(features.shape, generator=generator)
             keep = count + 1 < projections
             gradients = torch.autograd.grad(
                 (features * v).sum(), gates.weights, retain_graph=keep, allow_unused=True
             )
-            for name, derivative in gates.derivatives(gradients):
-                total[name] += derivative**2
+            found += [(name, derivative**2) for name, derivative in gates.derivatives(gradients)]
+        return found
+
+    total = {g.name: np.zeros(g.size) for g in groups.groups}
+    for done, found in enumerate(side_by_side(squares, enumerate(feeds)), start=1):
+        for name, square in found:
+            total[name] += square
         if progress is not None:
             progress(done, len(feeds))
     return {name: score / (len(feeds) * projections) for name, score in total.items()}

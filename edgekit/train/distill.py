@@ -29,6 +29,7 @@ from edgekit.train.match import Match, OutputKind
 from edgekit.train.options import PRESETS, DistillOptions, Preset
 from edgekit.train.pool import Feeder, Pool
 from edgekit.train.team import Pairing, Teacher, Team
+from edgekit.train.threads import one_thread
 
 #: Share of a batch from which batch normalization's own statistics are good enough to train with.
 NORM_BATCH = 8
@@ -93,13 +94,8 @@ def distill(
         UsageError: An option does not fit the networks, or the checkpoint is another run's.
     """
     options = options or DistillOptions()
-    # Torch's own threads would wait for each other beside the workers.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _Run(student, teacher, samples, options, hold or {}).go(progress, status, checkpoint)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def pair_tensors(student: Graph, teacher: Graph) -> Pairing:

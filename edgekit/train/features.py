@@ -149,25 +149,18 @@ def _moved_to_outputs(graph: Graph) -> set[str]:
 
 def _kept_channels(teacher: Graph, plan: PruningPlan) -> dict[str, tuple[int, ...]]:
     """For each tensor that a plan narrows: the channels that are left."""
-    from edgekit.prune.groups import find_groups
+    from edgekit.prune.apply import kept_positions
 
-    gone: dict[str, set[int]] = {}
-    sizes: dict[str, int] = {}
-    values = teacher.values()
-    for group in find_groups(teacher).groups:
-        if group.name not in plan.groups:
+    kept = kept_positions(teacher, plan)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, value in teacher.values().items():
+        shape = static_shape(value)
+        if shape is None or len(shape) not in (3, 4):
             continue
-        kept = set(plan.groups[group.name])
-        for site in group.activations:
-            shape = static_shape(values.get(site.tensor))
-            if shape is None or site.axis != (1 if len(shape) == 4 else 2):
-                continue
-            sizes[site.tensor] = shape[site.axis]
-            lost = gone.setdefault(site.tensor, set())
-            for unit, positions in enumerate(site.positions):
-                if unit not in kept:
-                    lost.update(positions)
-    return {name: tuple(i for i in range(size) if i not in gone[name]) for name, size in sizes.items()}
+        indices = kept.indices(name, 1 if len(shape) == 4 else 2)
+        if indices is not None:
+            found[name] = tuple(int(i) for i in indices)
+    return found
 
 
 class Adapters(nn.Module):

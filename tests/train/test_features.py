@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from types import SimpleNamespace
-from typing import Any
-
+import numpy as np
 import onnx
 import onnx_ir as ir
-import pytest
 import torch
 
 from edgekit.graph import Graph
+from edgekit.prune.apply import apply
+from edgekit.prune.groups import find_groups
+from edgekit.prune.plan import make_plan
 from edgekit.train.features import Adapters, Pair, find_pairs
 
 NET = """<ir_version: 10, opset_import: ["" : 21]>
@@ -84,13 +83,16 @@ def test_a_map_recovers_channels_that_are_mixed() -> None:
     assert after < 1e-4
 
 
-def test_a_plan_picks_the_teachers_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    site = SimpleNamespace(tensor="b", axis=1, positions=tuple((i,) for i in range(8)))
-    group: Any = SimpleNamespace(name="w1", activations=(site,))
-    module = importlib.import_module("edgekit.prune.groups")
-    monkeypatch.setattr(module, "find_groups", lambda _: SimpleNamespace(groups=(group,)))
-    plan: Any = SimpleNamespace(groups={"w1": [0, 2, 3, 4, 6, 7]})
-    pair = find_pairs(net(6), net(8), plan=plan)[0]
+def test_a_plan_picks_the_teachers_channels() -> None:
+    model = onnx.parser.parse_model(NET.format(w=8))
+    for weight in list(model.graph.input)[1:]:
+        shape = [d.dim_value for d in weight.type.tensor_type.shape.dim]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), weight.name))
+        model.graph.input.remove(weight)
+    teacher = Graph(ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True)))
+    groups = find_groups(teacher)
+    plan = make_plan(teacher, groups, {groups.groups[0].name: [0, 2, 3, 4, 6, 7]})
+    pair = find_pairs(apply(teacher, plan), teacher, plan=plan)[0]
     assert pair.kept == (0, 2, 3, 4, 6, 7)
     assert not pair.needs_adapter
     goal = torch.randn(2, 8, 4, 4)
