@@ -10,8 +10,8 @@ from edgekit.train.executor import ops_table
 PAGE = Path(__file__).parent.parent / "docs" / "executor-ops.md"
 HEAD = """# Operators that can be trained through
 
-Made by `python .ci/ops_table.py` from the kernels. Each passes all node tests that the `onnx` package has for it, but for those
-in the last column.
+Made by `python .ci/ops_table.py` from the kernels. Each passes all node tests that the `onnx` package has for
+it, but for those in the last column.
 
 | operator | remarks | node tests not passed, or why there are none |
 | --- | --- | --- |

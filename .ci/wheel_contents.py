@@ -18,6 +18,11 @@ REQUIRED = (
     "edgekit/targets/ort_cpu/hardware.toml",
     "edgekit/models/yolo/recipe.toml",
     "edgekit/models/yolo/weights.safetensors",
+    "edgekit/models/yolo/compressed/plan.json",
+    "edgekit/models/yolo/compressed/weights.npz",
+    "edgekit/models/resnet/recipe.toml",
+    "edgekit/models/resnet/weights.safetensors",
+    "edgekit/report/templates/compression.html.j2",
 )
 FORBIDDEN_TOP = ("targets", "models", "tests", "docs")
 

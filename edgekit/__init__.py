@@ -44,7 +44,7 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """``edgekit.quantize`` and ``edgekit.prune`` are the functions, also once the folder of that name has been
+    """``edgekit.quantize`` and ``edgekit.prune`` are the functions, also once the folder of that name is
     imported.
 
     The folders' modules are reached by ``from edgekit.quantize.x import y``.
