@@ -139,7 +139,7 @@ class PruneSection(_Section):
     def _one_aim(self) -> PruneSection:
         aims = ("keep", "macs", "params", "bytes", "latency")
         given = [aim for aim in aims if getattr(self, aim) is not None]
-        if len(given) > 1 or not (given or self.drop_layers):
+        if len(given) > 1 or not (given or self.drop_layers or self.saved):
             found = f"not {' and '.join(given)}" if given else "none is given"
             text = "needs one aim out of {aims}: {found}"
             raise PydanticCustomError("aim", text, {"aims": ", ".join(aims), "found": found})

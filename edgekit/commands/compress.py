@@ -22,7 +22,53 @@ from edgekit.commands.shell import (
 if TYPE_CHECKING:
     from edgekit.pipeline.smaller import Smaller
 
-Share = Annotated[float | None, typer.Option(metavar="SHARE", min=0, max=1)]
+Keep = Annotated[float | None, typer.Option("--keep", metavar="SHARE", help="Share of the channels to keep.")]
+Macs = Annotated[float | None, typer.Option("--macs", metavar="SHARE", help="… of the multiply-accumulates.")]
+Params = Annotated[float | None, typer.Option("--params", metavar="SHARE", help="… of the parameters.")]
+Bytes = Annotated[float | None, typer.Option("--bytes", metavar="SHARE", help="… of the weights' bytes.")]
+Latency = Annotated[
+    float | None, typer.Option("--latency", metavar="SHARE", help="… of the latency on the target.")
+]
+DropLayers = Annotated[
+    int, typer.Option("--drop-layers", metavar="N", min=0, help="Blocks to remove whole, at most.")
+]
+Plan = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="Apply this plan in place of a search.")
+]
+Cost = Annotated[
+    str, typer.Option("--cost", metavar="KIND", help="float or int8: whose latency and bytes count.")
+]
+ImportanceName = Annotated[
+    str,
+    typer.Option(
+        "--importance",
+        metavar="NAME",
+        help="fisher (no labels needed), magnitude-l1, magnitude-l2, bn-gamma or activation.",
+    ),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option("--scope", metavar="NAME", help="global, or uniform: the same share of every group."),
+]
+Align = Annotated[
+    int | None,
+    typer.Option(
+        "--align", metavar="N", min=1, help="Keep channels in multiples of N; the target's by default."
+    ),
+]
+MinKeep = Annotated[
+    float | None, typer.Option("--min-keep", metavar="SHARE", help="Least share of a group that stays.")
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", min=1, help="Prune and recover in N steps.")
+]
+Sensitivity = Annotated[
+    bool, typer.Option("--sensitivity", help="Also measure what each group means to the outputs.")
+]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify/--no-verify", help="Compare with the original whose removed channels are zero."),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="The .onnx file; <model>.<step>.onnx by default.")
 ]
@@ -68,70 +114,28 @@ def prune(
     shell: Shell,
     model: Model,
     data: Data,
-    keep: Annotated[
-        float | None, typer.Option("--keep", metavar="SHARE", help="Share of the channels to keep.")
-    ] = None,
-    macs: Annotated[
-        float | None, typer.Option("--macs", metavar="SHARE", help="… of the multiply-accumulates.")
-    ] = None,
-    params: Annotated[
-        float | None, typer.Option("--params", metavar="SHARE", help="… of the parameters.")
-    ] = None,
-    bytes_: Annotated[
-        float | None, typer.Option("--bytes", metavar="SHARE", help="… of the weights' bytes.")
-    ] = None,
-    latency: Annotated[
-        float | None, typer.Option("--latency", metavar="SHARE", help="… of the latency on the target.")
-    ] = None,
-    drop_layers: Annotated[
-        int, typer.Option("--drop-layers", metavar="N", min=0, help="Blocks to remove whole, at most.")
-    ] = 0,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Apply this plan in place of a search.")
-    ] = None,
+    keep: Keep = None,
+    macs: Macs = None,
+    params: Params = None,
+    bytes_: Bytes = None,
+    latency: Latency = None,
+    drop_layers: DropLayers = 0,
+    plan: Plan = None,
     target: TargetName = "ort-cpu",
-    cost: Annotated[
-        str, typer.Option("--cost", metavar="KIND", help="float or int8: whose latency and bytes count.")
-    ] = "float",
-    importance: Annotated[
-        str,
-        typer.Option(
-            "--importance",
-            metavar="NAME",
-            help="fisher (no labels needed), magnitude-l1, magnitude-l2, bn-gamma or activation.",
-        ),
-    ] = "fisher",
-    scope: Annotated[
-        str | None,
-        typer.Option("--scope", metavar="NAME", help="global, or uniform: the same share of every group."),
-    ] = None,
-    align: Annotated[
-        int | None,
-        typer.Option(
-            "--align", metavar="N", min=1, help="Keep channels in multiples of N; the target's by default."
-        ),
-    ] = None,
-    min_keep: Annotated[
-        float | None, typer.Option("--min-keep", metavar="SHARE", help="Least share of a group that stays.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, help="Prune and recover in N steps.")
-    ] = None,
+    cost: Cost = "float",
+    importance: ImportanceName = "fisher",
+    scope: Scope = None,
+    align: Align = None,
+    min_keep: MinKeep = None,
+    steps: Steps = None,
     recover: Recover = "refit",
     epochs: Epochs = None,
     seconds: Seconds = None,
     rate: Rate = None,
     exclude: Exclude = None,
     samples: Samples = 64,
-    sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Also measure what each group means to the outputs.")
-    ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify", help="Compare with the original whose removed channels are zero."
-        ),
-    ] = True,
+    sensitivity: Sensitivity = False,
+    verify: Verify = True,
     seed: Seed = 0,
     preprocess: PreprocessText = None,
     input_shape: InputShapes = None,

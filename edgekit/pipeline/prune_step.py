@@ -31,8 +31,8 @@ def prune_graph(
     Args:
         material: Original, samples, target.
         section: What to remove.
-        graph: The graph to prune; the original, or what earlier steps made of it.
-        earlier: How ``graph`` was cut from the original.
+        graph: The graph to prune; ``earlier`` is how it was cut from the original.
+        earlier: None where it was not.
         saved: A plan to apply in place of a search.
 
     Returns:
@@ -51,12 +51,12 @@ def prune_graph(
     recover = _refitter(material, section, earlier, refits) if section.recover == "refit" else None
     groups = find_groups(graph)
     result: PruneResult | None = None
-    if saved is not None:
-        plan = PruningPlan.load(saved)
-        pruned = apply(graph, plan)
-    else:
+    if saved is None:
         result = _search(material, section, graph, recover)
         plan, pruned = result.plan, result.graph
+    else:
+        plan = PruningPlan.load(saved)
+        pruned = apply(graph, plan)
     distances = {"pruned": material.distance(pruned)}
     if recover is not None:
         pruned = recover(pruned, graph, plan)
@@ -71,17 +71,15 @@ def prune_graph(
         "dropped": [{"input": block.input, "output": block.output} for block in plan.dropped],
         "locked": [{"where": r.where, "reason": r.reason} for r in groups.locked],
         "verify": verify(graph, plan) if section.verify else None,
-        "saved": f"the plan comes from {saved.name}" if saved is not None else None,
+        "saved": saved and f"the plan comes from {saved.name}",
         "distance": distances,
         "notes": [],
         **_reached(section, result),
     }
-    if refits:
-        step["refit"] = refit_json(refits)
+    step |= {"refit": refit_json(refits)} if refits else {}
     if section.sensitivity:
         step["sensitivity"] = _sensitivity(material, section, graph, groups)
-    step["seconds"] = time.monotonic() - start
-    step["summary"] = _prune_summary(step)
+    step |= {"seconds": time.monotonic() - start, "summary": _prune_summary(step)}
     return pruned, plan, step
 
 

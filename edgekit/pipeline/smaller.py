@@ -87,16 +87,13 @@ def prune_model(
     graph: Graph, request: Request, plan: str | Path | None, options: Mapping[str, Any]
 ) -> Smaller:
     """See :func:`edgekit.api.prune`."""
-    options = dict(options)
     if plan is not None:
-        given = [
-            aim for aim in ("keep", "macs", "params", "bytes", "latency") if options.get(aim) is not None
-        ]
+        given = [aim for aim in ("keep", "macs", "params", "bytes", "latency") if options.get(aim) is not None]
         if given:
             raise UsageError(f"{given[0]} has no meaning beside a plan, which says what stays", where="plan")
-        options["drop_layers"] = options.get("drop_layers") or 1  # the plan is the aim
         if not Path(plan).is_file():
             raise UsageError("there is no such file", where=str(plan))
+        options = {**options, "saved": str(plan)}
     section = _section(request, {"pass": "prune", "recover": _first_recovery(request), **options})
     assert isinstance(section, PruneSection)  # what read_step makes of "prune"
     material = _material(graph, request)

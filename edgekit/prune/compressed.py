@@ -33,21 +33,22 @@ def compressed_bytes(graph: Graph) -> dict[str, int]:
     Returns:
         ``raw``: as in the file. ``zlib`` (level 9) and ``lzma`` (preset 6; 1 above 32 MiB): all of them
         compressed together. ``bitmask``: a bit for each weight and the non-zero values; a weight for
-        which that is longer stays raw. ``packed``: the N:M form, where a weight has one of :data:`PATTERNS`,
-        else as for ``bitmask``; missing where none has. ``file``, ``file_zlib``: the whole serialized model.
+        which that is longer stays raw. ``packed``: the N:M form where a weight has one of :data:`PATTERNS`,
+        else as for ``bitmask``; missing where not all sparse weights have the same pattern. ``file`` and
+        ``file_zlib``: the whole serialized model.
     """
     weights = _weights(graph)
     raw = b"".join(values.tobytes() for values, _ in weights.values())
     masked = {name: min(len(encode_bitmask(v)), v.nbytes) for name, (v, _) in weights.items()}
-    packed = {name: found for name, (v, axis) in weights.items() if (found := _packed(v, axis)) is not None}
+    packed = {name: _packed(v, axis) for name, (v, axis) in weights.items()}
     sizes = {
         "raw": len(raw),
         "zlib": len(zlib.compress(raw, 9)),
         "lzma": len(lzma.compress(raw, preset=6 if len(raw) <= _LARGE else 1)),
         "bitmask": sum(masked.values()),
     }
-    if packed:
-        sizes["packed"] = sum(packed.get(name, size) for name, size in masked.items())
+    if _pattern(weights) != "unstructured":
+        sizes["packed"] = sum(packed[name] or size for name, size in masked.items())
     whole = graph.to_bytes()
     return {**sizes, "file": len(whole), "file_zlib": len(zlib.compress(whole, 9))}
 
@@ -55,8 +56,10 @@ def compressed_bytes(graph: Graph) -> dict[str, int]:
 def benefit(graph: Graph, target: Target) -> dict[str, Any]:
     """What a sparse graph gains on a target.
 
-    Reads the target's ``sparse_kernels``: the patterns (``2:4``, ``unstructured``) that it has kernels for;
-    none where it does not say.
+    Dense kernels multiply zeros like other numbers. Few runtimes have others: sparse tensor cores have them
+    for 2:4, XNNPACK for 1x1 convolutions with many zeros (arXiv:1911.09723). Reads the target's
+    ``sparse_kernels``: the patterns (``2:4``, ``unstructured``) that it has kernels for; none where it does
+    not say.
 
     Returns:
         ``target``, ``sparsity`` (share of zero weights), ``pattern`` (``1:4``, ``2:4``, ``4:8`` where all

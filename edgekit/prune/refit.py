@@ -22,7 +22,7 @@ import onnx_ir as ir
 from edgekit.errors import DataError, ModelError, UsageError
 from edgekit.graph import Change, Graph, Refusal, array
 from edgekit.passes.edit import add_constant, set_constant
-from edgekit.prune.refit_focus import find_focus
+from edgekit.prune.refit_focus import Focus, find_focus
 from edgekit.prune.refit_layers import Geometry, Layer, find_layers, target_rows, wanted_tensors
 from edgekit.prune.refit_solve import Parameters, Rows, Solution, solve
 from edgekit.prune.refit_stream import Stream
@@ -30,6 +30,7 @@ from edgekit.session import open_runner, run_all
 
 if TYPE_CHECKING:
     from edgekit.prune.plan import PruningPlan
+    from edgekit.train.match import Match
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int | None], None]
@@ -37,6 +38,8 @@ Progress = Callable[[int, int | None], None]
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 #: One sample (or row) in so many is held out.
 HELD = 5
+#: Share of the rows of a detector that are drawn by what its outputs depend on.
+DETECTOR_FOCUS = 0.9
 #: Rows that every layer takes if it has them.
 FEWEST_ROWS = 4096
 
@@ -55,8 +58,9 @@ class RefitOptions:
         residual: Aim at the teacher's sum where a layer feeds a residual Add.
         activation_steps: Steps on the error behind the activation, after the linear fit; 0 for none.
         search: Choose the ridge of each layer on the held-out rows.
-        focus: Share of the rows that are drawn where the outputs depend on them most; the rest is drawn
-            evenly. 0 needs no gradients.
+        focus: Share of the rows that are drawn where the outputs depend on them most
+            (:mod:`edgekit.prune.refit_focus`); the rest is drawn evenly. None is :data:`DETECTOR_FOCUS` for
+            detectors, whose feature maps are mostly background, and 0 for all others.
         sweeps: How often to go through the network.
         workers: Samples that run at the same time; 0 is one per core.
         memory_mb: Bytes to work in, in MiB: activations, rows of one layer, and the teacher's values, a third
@@ -70,7 +74,7 @@ class RefitOptions:
     residual: bool = True
     activation_steps: int = 8
     search: bool = True
-    focus: float = 0.0
+    focus: float | None = None
     sweeps: int = 1
     workers: int = 0
     memory_mb: int = 1024
@@ -89,6 +93,8 @@ class RefitOptions:
                 )
         if not (self.ridge > 0 and np.isfinite(self.ridge)):
             raise UsageError(f"'ridge' is {self.ridge}", where="refit", valid=("a number above 0",))
+        if self.focus is not None and not 0.0 <= self.focus <= 1.0:
+            raise UsageError(f"'focus' is {self.focus}", where="refit", valid=("a share from 0 to 1",))
         if self.memory_mb < 16:
             raise UsageError(f"'memory_mb' is {self.memory_mb}", where="refit", valid=("16 or more",))
 
@@ -130,12 +136,14 @@ class RefitResult:
         seconds: Wall-clock time.
         layers: The layers that were tried, in execution order (of the last sweep).
         skipped: The layers that were not, with the reason.
+        notes: What the user should know about how it was done.
     """
 
     graph: Graph
     seconds: float
     layers: tuple[RefitLayer, ...]
     skipped: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()
 
 
 def refit(
@@ -146,6 +154,7 @@ def refit(
     *,
     options: RefitOptions | None = None,
     masks: Mapping[str, Array] | None = None,
+    match: Match | None = None,
     progress: Progress | None = None,
     **changed: Any,
 ) -> RefitResult:
@@ -158,6 +167,7 @@ def refit(
         feeds: Unlabelled samples, one set of inputs each. They and some of the activations stay in memory.
         options: How; the defaults where None.
         masks: By weight name, bool arrays of the weight's shape: weights where it is False stay zero.
+        match: What the outputs are, for ``focus``; by default guessed.
         progress: Called with the layers done and their number.
         changed: Single fields of :class:`RefitOptions`: ``ridge``, ``positions``, ``seed`` …
 
@@ -174,8 +184,9 @@ def refit(
         raise ModelError(f"the student's inputs are {ours}, the teacher's {theirs}", where="refit")
     start = time.perf_counter()
     graph = student
+    focus, notes = _focus(student, teacher, plan, feeds, chosen, match)
     for sweep in range(chosen.sweeps):
-        work = _Sweep(graph, teacher, plan, feeds, chosen, masks or {}, sweep)
+        work = _Sweep(graph, teacher, plan, feeds, chosen, masks or {}, focus, sweep)
         graph = work.run(progress)
     seconds = time.perf_counter() - start
     layers, skipped = tuple(work.done), work.found.skipped
@@ -188,9 +199,10 @@ def refit(
         "options": asdict(chosen),
         "layers": [asdict(layer) for layer in layers],
         "nodes_run_again": work.stream.reruns,
+        "notes": list(notes),
     }
     change = Change("refit", summary, skipped, details)
-    return RefitResult(graph.with_change(change), seconds, layers, skipped)
+    return RefitResult(graph.with_change(change), seconds, layers, skipped, notes)
 
 
 def make_options(options: RefitOptions | None, changed: Mapping[str, Any]) -> RefitOptions:
@@ -206,6 +218,32 @@ def make_options(options: RefitOptions | None, changed: Mapping[str, Any]) -> Re
     return RefitOptions(**{**known, **changed})
 
 
+def _focus(
+    student: Graph,
+    teacher: Graph,
+    plan: PruningPlan | None,
+    feeds: Sequence[Mapping[str, Array]],
+    options: RefitOptions,
+    match: Match | None,
+) -> tuple[Focus | None, tuple[str, ...]]:
+    """Where rows are to be drawn (None: evenly), and a note where that could not be found out."""
+    from edgekit.train.match import OutputKind, guess_kinds
+
+    share = options.focus
+    if share is None:
+        kinds = guess_kinds(teacher) if match is None else match.kinds
+        share = DETECTOR_FOCUS if OutputKind.DETECTOR in kinds.values() else 0.0
+    if share == 0.0:
+        return None, ()
+    layers = find_layers(student, teacher, plan, residual=options.residual).layers
+    try:
+        return find_focus(teacher, layers, feeds, share=share, match=match, seed=options.seed), ()
+    except ModelError as error:
+        if options.focus is not None:
+            raise
+        return None, (f"rows were drawn evenly, not where the outputs depend on them: {error}",)
+
+
 class _Sweep:
     """One pass through the network."""
 
@@ -217,6 +255,7 @@ class _Sweep:
         feeds: Sequence[Mapping[str, Array]],
         options: RefitOptions,
         masks: Mapping[str, Array],
+        focus: Focus | None,
         sweep: int,
     ) -> None:
         self.student, self.feeds, self.options, self.sweep = student, feeds, options, sweep
@@ -229,9 +268,7 @@ class _Sweep:
         nodes = list(student.nodes)
         self.nodes = {layer.name: nodes[layer.index] for layer in layers}
         self.geometry = {n.name: Geometry(self.nodes[n.name], _constant(student, n.weight)) for n in layers}
-        self.focus: dict[str, list[Array]] = {}
-        if options.focus > 0:
-            self.focus = find_focus(teacher, layers, feeds, match=None, seed=options.seed)
+        self.focus = focus
         share = options.memory_mb * 2**20 // 3
         self.rows_each = {n.name: self._rows_each(n, share) for n in layers}
         self.stream = Stream(student, feeds, wanted_tensors(layers), workers=options.workers, memory=share)
@@ -252,17 +289,11 @@ class _Sweep:
     def places(self, layer: Layer, sample: int) -> Array:
         """The flat output positions that are taken from a sample: the same for student and teacher."""
         there, count = self.geometry[layer.name].positions, self.rows_each[layer.name]
-        if self.focus:
-            share = self.options.focus
-            random = np.random.default_rng([self.options.seed, self.sweep, layer.index, sample])
-            chances = np.cumsum(
-                (1 - share) / there + share * self.focus[layer.name][sample].astype(np.float64)
-            )
-            drawn = np.searchsorted(chances, random.random(count) * chances[-1], side="right")
-            return np.sort(np.minimum(drawn, there - 1))
+        random = np.random.default_rng([self.options.seed, self.sweep, layer.index, sample])
+        if self.focus is not None:
+            return self.focus.draw(layer.name, sample, count, random)
         if count >= there:
             return np.arange(there)
-        random = np.random.default_rng([self.options.seed, self.sweep, layer.index, sample])
         return np.sort(random.choice(there, count, replace=False, shuffle=False))
 
     def _rows_each(self, layer: Layer, memory: int) -> int:
@@ -271,7 +302,7 @@ class _Sweep:
         # Twice: the rows, and the part of them that is fitted.
         most = memory // (2 * 4 * groups * unknowns * len(self.feeds))
         useful = -(-max(FEWEST_ROWS, self.options.rows_per_unknown * unknowns) // len(self.feeds))
-        there = self.options.positions if self.focus else geometry.positions
+        there = geometry.positions if self.focus is None else self.options.positions
         return max(1, min(self.options.positions, there, most, useful))
 
     def _refit(self, layer: Layer) -> None:

@@ -52,6 +52,23 @@ def activation_of(value: ir.Value, groups: int) -> Activation:
     return _known(nodes[0], groups)
 
 
+def activated(value: ir.Value, groups: int = 1) -> ir.Value | None:
+    """What :func:`activation_of` makes of ``value``; None for the identity."""
+    activation = activation_of(value, groups)
+    if activation is IDENTITY:
+        return None
+    product = next((use.node for use in value.uses() if use.node.op_type == "Mul"), None)
+    node = product if activation is SILU else next(use.node for use in value.uses())
+    return None if node is None else node.outputs[0]
+
+
+def before_activation(value: ir.Value) -> ir.Value | None:
+    """The tensor of which ``value`` is the activation; None where there is no such tensor."""
+    producer = value.producer()
+    inputs = () if producer is None else producer.inputs
+    return next((v for v in inputs if v is not None and activated(v) is value), None)
+
+
 def _known(node: ir.Node, groups: int) -> Activation:
     op = node.op_type
     if op == "Relu":

@@ -8,7 +8,8 @@ proportion make a regression whose error is the outputs' to first order, but for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,17 +23,46 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True)
+class Focus:
+    """Where rows are drawn.
+
+    Attributes:
+        share: Share of the rows drawn by ``chances``; the others are drawn evenly.
+        chances: By layer one array ``[positions]`` for each sample, of sum 1.
+    """
+
+    share: float
+    chances: Mapping[str, Sequence[Array]]
+
+    def draw(self, layer: str, sample: int, count: int, random: np.random.Generator) -> Array:
+        """``count`` flat positions, ascending; important ones several times."""
+        chances = self.chances[layer][sample].astype(np.float64)
+        total = np.cumsum((1 - self.share) / chances.size + self.share * chances)
+        drawn = np.searchsorted(total, random.random(count) * total[-1], side="right")
+        return np.sort(np.minimum(drawn, chances.size - 1))
+
+
 def find_focus(
     teacher: Graph,
     layers: Sequence[Layer],
     feeds: Sequence[Mapping[str, Array]],
     *,
+    share: float,
     match: Match | None,
     seed: int,
     projections: int = 2,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> dict[str, list[Array]]:
-    """By layer one array ``[positions]`` for each sample, of sum 1.
+) -> Focus:
+    """Find out by gradients.
+
+    Args:
+        teacher: The network.
+        layers: Whose targets are looked at.
+        feeds: The samples.
+        share: Share of the rows that will be drawn by it.
+        match: What the outputs are; by default guessed.
+        seed: Of the projections.
+        projections: Random projections of the outputs for each sample.
 
     Raises:
         ModelError: The teacher has operators that cannot be differentiated.
@@ -47,7 +77,7 @@ def find_focus(
     targets = list(dict.fromkeys(layer.target for layer in layers))
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Array]] = {layer.name: [] for layer in layers}
-    for done, feed in enumerate(feeds, start=1):
+    for feed in feeds:
         outputs = executor({name: torch.from_numpy(np.array(v)) for name, v in feed.items()}, targets)
         features = match.features(
             outputs, {name: value.detach() for name, value in outputs.items()}
@@ -64,9 +94,7 @@ def find_focus(
         squares = dict(zip(targets, total, strict=True))
         for layer in layers:
             found[layer.name].append(_by_position(squares[layer.target].numpy(), layer))
-        if progress is not None:
-            progress(done, len(feeds))
-    return found
+    return Focus(share, found)
 
 
 def _by_position(squares: Array, layer: Layer) -> Array:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from edgekit.graph import Graph, Refusal, array
 from edgekit.passes.edit import float_attribute, int_attribute, static_shape
-from edgekit.prune.refit_activation import Activation, activation_of
+from edgekit.prune.refit_activation import Activation, activated, activation_of, before_activation
 
 if TYPE_CHECKING:
     from edgekit.prune.plan import PruningPlan
@@ -44,7 +44,8 @@ class Layer:
             instead: ``bn(z + b)`` is ``bn`` with the mean less ``b``. Empty where there is none.
         groups: Blocks of channels that are separate regressions.
         channel_axis: Where the output's channels are.
-        target: The teacher's tensor that is aimed at: ``output``, or the sum behind it.
+        target: The teacher's tensor that is aimed at: ``output``, or the sum behind it; where the block
+            behind was left out, what that block made of it.
         offset: The student's other branch of that sum; empty where ``target`` is ``output``.
         keep: Channels of the teacher's tensor that the student still has, in order.
         activation: What becomes of ``target`` next.
@@ -103,6 +104,7 @@ class _Search:
         self.teacher = teacher.values()
         self.tensors = plan.tensors if plan is not None else {}
         self.residual = residual
+        self.stands_for = _stand_ins(self.teacher, plan)
         self.order = {node: index for index, node in enumerate(student.nodes)}
 
     def layer(self, index: int, node: ir.Node) -> Layer | str:
@@ -137,7 +139,7 @@ class _Search:
             norm_mean="" if bias else _norm_mean(output),
             groups=int_attribute(node, "group", 1),
             channel_axis=axis,
-            target=str(target.name),
+            target=self.aim(target),
             offset=offset,
             keep=keep,
             activation=activation_of(target, int_attribute(node, "group", 1)),
@@ -182,6 +184,56 @@ class _Search:
         if not same or not alike or maker is None or maker.op_type != "Add":
             return plain
         return total, str(other.name)
+
+    def aim(self, target: ir.Value) -> str:
+        """The teacher's tensor that ``target`` has to be like."""
+        name = str(target.name)
+        if name in self.stands_for:
+            return self.stands_for[name]
+        after = activated(target)
+        if after is not None and str(after.name) in self.stands_for:
+            source = before_activation(self.teacher[self.stands_for[str(after.name)]])
+            same = source is not None and activation_of(source, 1).name == activation_of(target, 1).name
+            if source is not None and same and static_shape(source) == static_shape(self.teacher.get(name)):
+                return str(source.name)
+        return name
+
+
+def _stand_ins(teacher: Mapping[str, ir.Value], plan: PruningPlan | None) -> dict[str, str]:
+    """For the input of a residual block that was left out the block's output, which it has to stand for.
+
+    Only where nothing but the block read the input: other readers want it as it was. And only for residual
+    blocks, which change it a little; of any other the next layer makes more if the input stays what it was.
+    """
+    found: dict[str, str] = {}
+    for block in reversed(plan.dropped if plan is not None else ()):
+        source, result = teacher.get(block.input), teacher.get(block.output)
+        if source is None or result is None or source.is_graph_output():
+            continue
+        inside = _makers(result)
+        if _is_residual(source, result) and all(use.node in inside for use in source.uses()):
+            found[block.input] = block.output
+    for name in found:
+        while found[name] in found:
+            found[name] = found[found[name]]
+    return found
+
+
+def _is_residual(source: ir.Value, result: ir.Value) -> bool:
+    """Whether ``result`` is a sum with ``source``, or the activation of one."""
+    producer = (before_activation(result) or result).producer()
+    return producer is not None and producer.op_type == "Add" and source in producer.inputs
+
+
+def _makers(value: ir.Value) -> set[ir.Node]:
+    """Every node that ``value`` depends on."""
+    waiting, found = [value], set[ir.Node]()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting.extend(v for v in node.inputs if v is not None)
+    return found
 
 
 def _unusual(node: ir.Node, source: ir.Value, weight: Array) -> str:

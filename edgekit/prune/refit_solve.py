@@ -255,7 +255,7 @@ def masked_solve(matrix: Array, ridge: Array, right: Array, mask: Array, *, step
     left = right * mask
     direction = scale * left
     power = (left * direction).sum(1, keepdims=True)
-    floor = 1e-14 * power
+    floor = 1e-10 * power
     for _ in range(steps):
         if (power <= floor).all():
             break
