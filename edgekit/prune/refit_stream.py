@@ -86,6 +86,13 @@ class Stream:
         keeps = sum(self._bytes[name] for name in alive) * len(self._state) <= self._memory
         made = {out for i in nodes for out in self.nodes[i].output}
         outputs = [name for name in dict.fromkeys([*(alive if keeps else ()), *wanted]) if name in made]
+        if not outputs:  # what is asked for was kept, and nothing made since then can be
+            for index, state in enumerate(self._state):
+                if keeps:
+                    self._state[index] = {name: state[name] for name in alive}
+                yield {name: state[name] for name in wanted}
+            self._base = position if keeps else self._base
+            return
         runner = self._open(nodes, outputs)
         inputs = [{name: state[name] for name in runner.input_names} for state in self._state]
         for index, found in enumerate(run_all(runner, inputs, workers=self._workers)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,13 @@ from edgekit.passes.infer_shapes import infer_shapes
 from edgekit.passes.verify import max_difference
 from edgekit.prune.apply import apply
 from edgekit.prune.groups import find_groups
-from edgekit.prune.plan import make_plan
+from edgekit.prune.plan import DroppedBlock, make_plan
 from edgekit.prune.refit import RefitOptions, refit
+from edgekit.prune.refit_focus import Focus, find_focus
+from edgekit.prune.refit_layers import find_layers
+from edgekit.prune.refit_stream import Stream
+from edgekit.session import open_runner
+from edgekit.train.match import Match, OutputKind
 
 Array = np.ndarray[Any, Any]
 #: A ridge small enough not to be seen.
@@ -230,6 +237,41 @@ def test_a_branch_makes_up_for_the_other() -> None:
     assert max_difference(teacher, joined.graph) < 0.6 * max_difference(teacher, apart.graph)
 
 
+@pytest.mark.parametrize("op", ["Relu", "SiLU", "none"])
+def test_the_layer_before_a_dropped_residual_block_does_its_work(op: str) -> None:
+    """x - conv - f - [conv + input - f] - conv, the middle left out."""
+
+    def act(source: str, name: str) -> list[Any]:
+        if op == "SiLU":
+            gate = helper.make_node("Sigmoid", [source], [f"{name}_gate"], name=f"{name}_sigmoid")
+            return [gate, helper.make_node("Mul", [source, f"{name}_gate"], [name], name=f"{name}_mul")]
+        return [helper.make_node(op, [source], [name], name=f"{name}_f")] if op == "Relu" else []
+
+    before, after = ("pf", "sf") if op != "none" else ("p", "s")
+    nodes = [
+        helper.make_node("Conv", ["x", "a", "ab"], ["p"], name="one"),
+        *act("p", "pf"),
+        helper.make_node("Conv", [before, "b", "bb"], ["q"], name="two"),
+        helper.make_node("Add", [before, "q"], ["s"], name="join"),
+        *act("s", "sf"),
+        helper.make_node("Conv", [after, "c", "cb"], ["y"], name="three"),
+    ]
+    arrays = {"a": normal(1, 8, 6, 1, 1), "b": normal(3, 8, 8, 1, 1) / 12, "c": normal(5, 8, 8, 1, 1)}
+    arrays |= {name: normal(seed, 8) for seed, name in ((2, "ab"), (4, "bb"), (6, "cb"))}
+    teacher = build(nodes, {"x": (1, 6, 8, 8)}, "y", arrays)
+    plan = make_plan(teacher, find_groups(teacher), {}, [DroppedBlock(input=before, output=after)])
+    student = apply(teacher, plan)
+    found = refit(student, teacher, plan, feeds_for(teacher, 30))
+    first = found.layers[0]
+    assert first.node == "one"
+    assert first.after < 0.2 * first.before
+    if op == "none":  # a linear block: nothing is lost
+        assert max_difference(teacher, found.graph) < 0.05
+    # Not told of the block, the layer has nothing to change.
+    alone = refit(student, teacher, plan.model_copy(update={"dropped": []}), feeds_for(teacher, 30))
+    assert alone.layers[0].blend == 0
+
+
 @pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Tanh", "HardSwish"])
 def test_steps_through_the_activation_help(op: str) -> None:
     teacher = residual(op)
@@ -312,8 +354,6 @@ def test_little_memory_gives_the_same_weights() -> None:
     student = disturbed(teacher, "a", "b")
     feeds = feeds_for(teacher, 30)
     rich = refit(student, teacher, None, feeds, positions=20)
-    from edgekit.prune.refit_stream import Stream
-
     stream = Stream(student, feeds, {"p": 3, "r": 3}, memory=0)
     first = list(stream.at(1, ["p"]))
     again = list(stream.at(3, ["r"]))
@@ -324,6 +364,22 @@ def test_little_memory_gives_the_same_weights() -> None:
     assert kept.reruns == 0
     poor = refit(student, teacher, None, feeds, positions=20, memory_mb=16)
     assert max_difference(rich.graph, poor.graph) < 1e-4
+
+
+@pytest.mark.parametrize("memory", [0, 10_000, 2**30])
+def test_a_tensor_that_is_asked_for_again_later(memory: int) -> None:
+    """Two layers read the input; between them nothing runs that either needs."""
+    teacher = residual()
+    feeds = feeds_for(teacher, 3)
+    whole = Stream(teacher, feeds, {"x": 1, "p": 3, "r": 3, "s": 4}, memory=memory)
+    found = [list(whole.at(at, names)) for at, names in ((0, ["x"]), (1, ["x"]), (3, ["p", "r"]), (4, ["s"]))]
+    runner = open_runner(teacher, threads=1, extra_outputs=["p", "r", "s"])
+    for index, feed in enumerate(feeds):
+        wanted = {**feed, **runner.run(feed)}
+        for step in found:
+            for name, value in step[index].items():
+                assert np.allclose(value, wanted[name], atol=1e-5), name
+    assert (whole.reruns == 0) == (memory == 2**30)
 
 
 def test_a_second_sweep_and_progress() -> None:
@@ -352,19 +408,55 @@ def test_rows_drawn_where_it_matters() -> None:
     teacher = build(
         nodes, {"x": (1, 3, 8, 8)}, "y", {"w": normal(1, 4, 3, 1, 1), "b": normal(2, 4), "half": half}
     )
-    from edgekit.prune.refit_focus import find_focus
-    from edgekit.prune.refit_layers import find_layers
-
     layers = find_layers(teacher, teacher, None).layers
     feeds = feeds_for(teacher, 6)
-    (focus,) = find_focus(teacher, layers, feeds, match=None, seed=0).values()
-    assert len(focus) == 6
-    for chances in focus:
+    focus = find_focus(teacher, layers, feeds, share=1.0, match=None, seed=0)
+    assert len(focus.chances["conv"]) == 6
+    for sample, chances in enumerate(focus.chances["conv"]):
         assert chances.sum() == pytest.approx(1, abs=1e-5)
         assert chances.reshape(8, 8)[:, 4:].sum() == 0
+        drawn = focus.draw("conv", sample, 50, np.random.default_rng(0))
+        assert (drawn % 8 < 4).all()
+    even = replace(focus, share=0.0).draw("conv", 0, 5000, np.random.default_rng(0))
+    assert np.bincount(even, minlength=64).min() > 40
     student = disturbed(teacher, "w")
     found = refit(student, teacher, None, feeds, focus=0.9, options=EXACT)
     assert max_difference(teacher, found.graph) < 1e-3
+
+
+def test_detectors_draw_where_the_outputs_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("edgekit.prune.refit")
+    shares: list[float] = []
+
+    def spy(*args: Any, share: float, **kwargs: Any) -> Focus:
+        shares.append(share)
+        return find_focus(*args, share=share, **kwargs)
+
+    monkeypatch.setattr(module, "find_focus", spy)
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["c"], name="conv"),
+        helper.make_node("Reshape", ["c", "shape"], ["y"], name="cells"),
+    ]
+    arrays = {"a": normal(1, 6, 3, 1, 1), "shape": np.array([1, 6, 64])}
+    teacher = build(nodes, {"x": (1, 3, 8, 8)}, "y", arrays)
+    student = disturbed(teacher, "a")
+    feeds = feeds_for(teacher, 6)
+    refit(student, teacher, None, feeds, match=Match(teacher, {"y": OutputKind.REGRESSION}))
+    assert shares == []
+    match = Match(teacher, {"y": OutputKind.DETECTOR})
+    refit(student, teacher, None, feeds, match=match)
+    assert shares == [0.9]
+    refit(student, teacher, None, feeds, match=match, focus=0.0)
+    assert shares == [0.9]
+
+    def fail(*args: Any, **kwargs: Any) -> Focus:
+        raise ModelError("no kernel")
+
+    monkeypatch.setattr(module, "find_focus", fail)
+    found = refit(student, teacher, None, feeds, match=match)
+    assert found.notes == ("rows were drawn evenly, not where the outputs depend on them: no kernel",)
+    with pytest.raises(ModelError, match="no kernel"):
+        refit(student, teacher, None, feeds, match=match, focus=0.5)
 
 
 def test_skipped_layers_say_why() -> None:
@@ -398,6 +490,8 @@ def test_errors() -> None:
         RefitOptions(positions=0)
     with pytest.raises(UsageError, match=r"'memory_mb'.*16 or more"):
         RefitOptions(memory_mb=1)
+    with pytest.raises(UsageError, match=r"'focus'.*from 0 to 1"):
+        RefitOptions(focus=1.5)
     with pytest.raises(UsageError, match=r"no option 'rigde'.*ridge"):
         refit(teacher, teacher, None, feeds, rigde=1)
     with pytest.raises(UsageError, match="no weight 'nix'"):
