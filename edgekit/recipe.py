@@ -128,7 +128,7 @@ class PruneSection(_Section):
     drop_layers: Annotated[int, Field(ge=0)] = 0
     recover: Literal["none", "refit"] = "refit"
     cost: Literal["float", "int8"] = "float"
-    samples: _Count = 64
+    samples: _Count = 128
     exclude: Annotated[tuple[_Text, ...], Field(strict=False)] = ()
     sensitivity: bool = False
     verify: bool = True
@@ -153,7 +153,9 @@ class SparsifySection(_Section):
         name: ``sparsify``; written ``pass`` in the file.
         sparsity: Share of the weights that become zero; for ``N:M`` the pattern says it.
         pattern: ``unstructured``, or ``N:M``: of every M weights in a row of inputs N stay.
-        scope: ``global`` compares the weights of all layers, ``layer`` those of each.
+        scope: ``layer`` compares the weights of each layer, ``global`` those of all.
+        criterion: ``magnitude``, or ``activation``: what of the layer's output goes with the weight.
+        steps: Times that a part is zeroed and the rest recovers, by the cubic schedule; 1 does all at once.
         recover: ``refit`` fits the weights that are left to the original by least squares.
         samples: Samples that the refit looks at.
         exclude: Names, with ``*`` and ``?``, of weights that stay whole.
@@ -162,9 +164,11 @@ class SparsifySection(_Section):
     name: Literal["sparsify"] = Field(alias="pass")
     sparsity: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     pattern: Annotated[str, Field(pattern=r"^(unstructured|[1-9]\d*:[1-9]\d*)$")] = "unstructured"
-    scope: Literal["global", "layer"] = "global"
+    scope: Literal["global", "layer"] = "layer"
+    criterion: Literal["magnitude", "activation"] = "magnitude"
+    steps: _Count = 1
     recover: Literal["none", "refit"] = "refit"
-    samples: _Count = 64
+    samples: _Count = 128
     exclude: Annotated[tuple[_Text, ...], Field(strict=False)] = ()
 
 

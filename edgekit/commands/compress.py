@@ -133,7 +133,7 @@ def prune(
     seconds: Seconds = None,
     rate: Rate = None,
     exclude: Exclude = None,
-    samples: Samples = 64,
+    samples: Samples = 128,
     sensitivity: Sensitivity = False,
     verify: Verify = True,
     seed: Seed = 0,
@@ -186,16 +186,25 @@ def sparsify(
     scope: Annotated[
         str,
         typer.Option(
-            "--scope", metavar="NAME", help="global compares all layers' weights, layer those of each."
+            "--scope", metavar="NAME", help="layer compares the weights of each layer, global of all."
         ),
-    ] = "global",
+    ] = "layer",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            "--criterion", metavar="NAME", help="magnitude, or activation: what goes of the layer's output."
+        ),
+    ] = "magnitude",
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Zero a part and recover, N times.")
+    ] = 1,
     target: TargetName = "ort-cpu",
     recover: Recover = "refit",
     epochs: Epochs = None,
     seconds: Seconds = None,
     rate: Rate = None,
     exclude: Exclude = None,
-    samples: Samples = 64,
+    samples: Samples = 128,
     seed: Seed = 0,
     preprocess: PreprocessText = None,
     input_shape: InputShapes = None,
@@ -205,7 +214,10 @@ def sparsify(
     """Set the smallest weights to zero, and say what that buys on the target."""
     from edgekit import api
 
-    options: dict[str, Any] = {"sparsity": sparsity, "pattern": pattern, "scope": scope, "samples": samples}
+    options: dict[str, Any] = {
+        **{"sparsity": sparsity, "pattern": pattern, "scope": scope, "samples": samples},
+        **{"criterion": criterion, "steps": steps},
+    }
     options["exclude"] = tuple(exclude or ())
     training = {"epochs": epochs, "seconds": seconds, "rate": rate, "seed": seed}
     path = _out(model, "sparse", out)

@@ -88,7 +88,9 @@ def prune_model(
 ) -> Smaller:
     """See :func:`edgekit.api.prune`."""
     if plan is not None:
-        given = [aim for aim in ("keep", "macs", "params", "bytes", "latency") if options.get(aim) is not None]
+        given = [
+            aim for aim in ("keep", "macs", "params", "bytes", "latency") if options.get(aim) is not None
+        ]
         if given:
             raise UsageError(f"{given[0]} has no meaning beside a plan, which says what stays", where="plan")
         if not Path(plan).is_file():

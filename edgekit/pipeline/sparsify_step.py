@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgekit.graph import Graph
 from edgekit.pipeline.material import Json, Material, refit_json, sizes
@@ -12,6 +15,8 @@ from edgekit.recipe import SparsifySection
 if TYPE_CHECKING:
     from edgekit.prune.plan import PruningPlan
     from edgekit.prune.refit import RefitResult
+
+Array = np.ndarray[Any, Any]
 
 
 def sparsify_graph(
@@ -26,28 +31,24 @@ def sparsify_graph(
         UsageError: The pattern or the share cannot be had.
     """
     from edgekit.prune.compressed import benefit, compressed_bytes
-    from edgekit.prune.refit import refit
     from edgekit.prune.sparsity import SparsifyOptions, sparsify
 
     start = time.monotonic()
-    options = SparsifyOptions(
-        sparsity=section.sparsity, pattern=section.pattern, scope=section.scope, exclude=section.exclude
-    )
-    result = sparsify(graph, options)
-    found, distances = result.graph, {"pruned": material.distance(result.graph)}
     refits: list[RefitResult] = []
-    if section.recover == "refit":
-        refits.append(
-            refit(
-                found,
-                material.original,
-                earlier,
-                material.feeds(section.samples),
-                masks=result.masks,
-                progress=material.reporter.update,
-            )
-        )
-        found = refits[-1].graph
+    recover = _refitter(material, section, earlier, refits) if section.recover == "refit" else None
+    options = SparsifyOptions(
+        sparsity=section.sparsity,
+        pattern=section.pattern,
+        scope=section.scope,
+        criterion=section.criterion,
+        exclude=section.exclude,
+        steps=section.steps,
+    )
+    feeds = material.feeds(section.samples) if section.criterion == "activation" else ()
+    result = sparsify(graph, options, feeds, recover=recover)
+    found, distances = result.graph, {"pruned": material.distance(result.graph)}
+    if recover is not None:
+        found = recover(found, result.masks)
         distances["recovered"] = material.distance(found)
     step = {
         "pass": "sparsify",
@@ -64,5 +65,24 @@ def sparsify_graph(
     if refits:
         step["refit"] = refit_json(refits)
     step["seconds"] = time.monotonic() - start
-    step["summary"] = f"{result.sparsity:.1%} of the weights are zero ({section.pattern})"
+    step["summary"] = (
+        f"{result.sparsity:.1%} of the weights in {len(result.layers)} layers are zero ({section.pattern})"
+        + (f"; {len(result.refused)} layers stay whole" if result.refused else "")
+    )
     return found, tuple(result.masks), step
+
+
+def _refitter(
+    material: Material, section: SparsifySection, earlier: PruningPlan | None, found: list[RefitResult]
+) -> Callable[[Graph, Mapping[str, Array]], Graph]:
+    from edgekit.prune.refit import refit
+
+    feeds = material.feeds(section.samples)
+
+    def recover(sparse: Graph, masks: Mapping[str, Array]) -> Graph:
+        material.reporter.status("least-squares refit")
+        progress = material.reporter.update
+        found.append(refit(sparse, material.original, earlier, feeds, masks=masks, progress=progress))
+        return found[-1].graph
+
+    return recover

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import onnx_ir as ir
 
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
@@ -190,8 +191,9 @@ def drop_blocks(graph: Graph, dropped: Sequence[DroppedBlock]) -> Graph:
     if not dropped:
         return graph
     result = graph.copy()
+    stands_in: dict[str, ir.Value] = {}  # for the end of a block that is gone, where the next one begins
     for block in dropped:
-        values = result.values()
+        values = {**result.values(), **stands_in}
         for name in (block.input, block.output):
             if name not in values:
                 raise ModelError(
@@ -212,4 +214,6 @@ def drop_blocks(graph: Graph, dropped: Sequence[DroppedBlock]) -> Graph:
             target.replace_all_uses_with(source)
         else:
             bypass(source, target)
+        stands_in = {name: source if value is target else value for name, value in stands_in.items()}
+        stands_in[block.output] = source
     return remove_unused(result)

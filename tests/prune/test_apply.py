@@ -12,6 +12,7 @@ import pytest
 
 from edgekit.errors import ModelError
 from edgekit.graph import Graph, array
+from edgekit.passes.edit import set_constant
 from edgekit.passes.infer_shapes import infer_shapes
 from edgekit.passes.verify import max_difference, random_feeds
 from edgekit.prune import apply as module
@@ -235,3 +236,20 @@ def test_an_input_cannot_become_the_output() -> None:
     graph = make("(float[1,3,4,4] y) { a = Relu(x)  y = Sigmoid(a) }", {})
     with pytest.raises(ModelError, match="nothing else can take over"):
         make_plan(graph, find_groups(graph), {}, [DroppedBlock(input="x", output="y")])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_blocks_behind_one_another_can_go_in_any_order(order: tuple[int, int]) -> None:
+    graph = residual()
+    blocks = [DroppedBlock(input="a", output="e"), DroppedBlock(input="e", output="g")]
+    plan = make_plan(graph, find_groups(graph), {}, [blocks[i] for i in order])
+    short = apply(graph, plan)
+    assert [node.op_type for node in short.nodes] == ["Conv", "Conv"]
+    direct = make(
+        "(float[1,2,4,4] y) { a = Conv(x, w0) y = Conv(a, w4) }", {"w0": (6, 3, 1, 1), "w4": (2, 6, 1, 1)}
+    )
+    for name in ("w0", "w4"):
+        weight = array(graph.model.graph.initializers[name])
+        assert weight is not None
+        set_constant(direct.model.graph.initializers[name], weight)
+    assert max_difference(short, direct) < 1e-5
