@@ -133,8 +133,12 @@ def _compression(context: Context, network: Network, compressed: Compressed) -> 
     if found is None:
         return {}
     for step in found["steps"]:
-        for note in step["notes"]:
+        # A training's notes say how it went; they stand beside it. Those of the others are warnings.
+        notes = step["notes"] if step["pass"] != "distill" else []
+        for note in notes:
             context.warn(f"{step['pass'].capitalize()}: {note}")
+        if step.get("best_epoch") == 0:
+            context.warn("Distill: no epoch was better than the start; the weights stay as they were")
     return {"compress": found}
 
 

@@ -212,7 +212,9 @@ def refit_view(refit: dict[str, Any]) -> RefitView | None:
         )
         for entry, before, after in found
     ]
-    top = max(*(max(before, after) for _, before, after in found), 0.0)
+    highest = max(*(max(before, after) for _, before, after in found), 0.0)
+    # An error of 1 is as large as the signal; what is beyond would squeeze all others to nothing.
+    top = min(highest, 1.0)
     scale = top or 1.0
     data = [
         ColumnData(
@@ -227,7 +229,8 @@ def refit_view(refit: dict[str, Any]) -> RefitView | None:
             short_names([r.name for r in rows]), rows, found, strict=True
         )
     ]
-    ticks = ((1.0, significant(top, 2)), (0.5, significant(top / 2, 2)), (0.0, "0")) if top else ((0.0, "0"),)
+    highest_label = significant(top, 2) if top == highest else f"≥ {significant(top, 2)}"
+    ticks = ((1.0, highest_label), (0.5, significant(top / 2, 2)), (0.0, "0")) if top else ((0.0, "0"),)
     left = sum(not row.kept for row in rows)
     middle = (_median([before for _, before, _ in found]), _median([after for *_, after in found]))
     text = f"median error {significant(middle[0], 2)} → {significant(middle[1], 2)}"
