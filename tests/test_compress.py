@@ -222,7 +222,7 @@ def test_sparsify_and_distill(material: Path, tmp_path: Path, capsys: Capture) -
     out = tmp_path / "sparse.onnx"
     aim = ("--sparsity", "0.5", "--samples", "4")
     text = run(capsys, "sparsify", material / "net.onnx", *options(material, out), *aim)
-    assert "50.0% of the weights are zero" in text
+    assert "50.0% of the weights in 3 layers are zero" in text
     student = tmp_path / "student.onnx"
     teach = ("--teacher", material / "net.onnx", "--epochs", "1")
     text = run(capsys, "distill", out, *options(material, student), *teach)
