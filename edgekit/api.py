@@ -183,6 +183,7 @@ def distill(
     teacher: Graph | str | Path,
     data: Any,
     *,
+    plan: PruningPlan | str | Path | None = None,
     preprocess: PreprocessLike = None,
     limit: int | None = None,
     checkpoint: Path | None = None,
@@ -195,6 +196,7 @@ def distill(
         graph: The student; stays as it is.
         teacher: Another captured graph, or a source for :func:`load`.
         data: Samples, see :func:`prune`.
+        plan: How the student was cut from the teacher, so that inner tensors are compared channel by channel.
         preprocess: See :func:`prune`.
         limit: Most samples.
         checkpoint: A file where the training is kept while it runs, and goes on from.
@@ -210,7 +212,7 @@ def distill(
 
     taught = load(teacher) if isinstance(teacher, (str, Path)) else teacher
     request = _request(data, "ort-cpu", preprocess, limit, "distill", None, reporter)
-    return distill_model(graph, taught, request, checkpoint, options)
+    return distill_model(graph, taught, request, _plan(plan), checkpoint, options)
 
 
 def torch_module(graph: Graph) -> torch.nn.Module:
@@ -241,9 +243,10 @@ def apply_plan(module: torch.nn.Module, plan: PruningPlan | str | Path) -> torch
         ModelError: The plan and the module do not belong together.
     """
     from edgekit.prune.module import apply_plan as cut
-    from edgekit.prune.plan import PruningPlan
 
-    return cut(module, plan if isinstance(plan, PruningPlan) else PruningPlan.load(Path(plan)))
+    read = _plan(plan)
+    assert read is not None  # only None reads as None
+    return cut(module, read)
 
 
 def export(
@@ -412,6 +415,12 @@ def inspect(
         limit=limit,
         reporter=reporter,
     )
+
+
+def _plan(given: PruningPlan | str | Path | None) -> PruningPlan | None:
+    from edgekit.prune.plan import PruningPlan
+
+    return PruningPlan.load(Path(given)) if isinstance(given, (str, Path)) else given
 
 
 def _request(

@@ -250,6 +250,10 @@ def distill(
         bool, typer.Option("--features/--no-features", help="Inner tensors follow the teacher's too.")
     ] = True,
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Vary the images.")] = True,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="How the model was cut from the teacher, where it was."),
+    ] = None,
     seed: Seed = 0,
     preprocess: PreprocessText = None,
     input_shape: InputShapes = None,
@@ -272,7 +276,7 @@ def distill(
     with shell.reporter() as reporter:
         graph, how = _start(api, reporter, model, input_shape, preprocess)
         made = api.distill(
-            graph, teacher, data, preprocess=how, limit=limit, checkpoint=checkpoint,
+            graph, teacher, data, plan=plan, preprocess=how, limit=limit, checkpoint=checkpoint,
             reporter=reporter, **options,
         )  # fmt: skip
     answer = _answer(made, path, {})

@@ -123,14 +123,19 @@ def sparsify_model(graph: Graph, request: Request, options: Mapping[str, Any]) -
 
 
 def distill_model(
-    graph: Graph, teacher: Graph, request: Request, checkpoint: Path | None, options: Mapping[str, Any]
+    graph: Graph,
+    teacher: Graph,
+    request: Request,
+    plan: PruningPlan | None,
+    checkpoint: Path | None,
+    options: Mapping[str, Any],
 ) -> Smaller:
     """See :func:`edgekit.api.distill`."""
     section = read_step({"pass": "distill", **options})
     assert isinstance(section, DistillSection)  # what read_step makes of "distill"
     material = _material(teacher, request)
     material.reporter.step("distill")
-    trained, step = distill_graph(material, section, graph, checkpoint=checkpoint)
+    trained, step = distill_graph(material, section, graph, Held(plan=plan), checkpoint=checkpoint)
     return Smaller(trained, (step,), None, _latency(material, trained))
 
 

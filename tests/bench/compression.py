@@ -77,7 +77,13 @@ def _curve(
             continue
         start = time.perf_counter()
         made = edgekit.distill(
-            pruned.graph, graph, data, seconds=seconds, preprocess=preprocess, reporter=reporter
+            pruned.graph,
+            graph,
+            data,
+            plan=pruned.plan,
+            seconds=seconds,
+            preprocess=preprocess,
+            reporter=reporter,
         )
         total = spent + time.perf_counter() - start
         _row(f"{share:.0%} MACs, distilled {seconds:g} s", total, graph, made.graph, score(made.graph), None)
