@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.bundle import file_sha256
 from edgekit.graph import Graph
 from edgekit.pipeline.distill_step import distill_graph, save_weights
-from edgekit.pipeline.material import Held, Material, size_json
+from edgekit.pipeline.material import JUDGED, Held, Material, size_json
 from edgekit.pipeline.prune_step import prune_graph
 from edgekit.pipeline.sparsify_step import sparsify_graph
 from edgekit.pipeline.state import Product, digest, listing
@@ -34,9 +34,6 @@ from edgekit.recipe import DistillSection, PruneSection, SparsifySection
 if TYPE_CHECKING:
     from edgekit.prune.plan import PruningPlan
     from edgekit.target import Target
-
-#: Samples that a step's effect on the outputs is measured on.
-JUDGED = 16
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,10 @@ def _sparsify(
     context: Context, network: Network, target: Target, section: SparsifySection, state: _State, number: int
 ) -> None:
     before = state.graph
-    parts = [number, network.key, before.sha256(), section.model_dump(mode="json"), data_key(context.job)]
+    parts = [
+        *(number, network.key, before.sha256(), section.model_dump(mode="json"), data_key(context.job)),
+        full_name(target),
+    ]
 
     def make(folder: Path) -> dict[str, Any]:
         material = _material(context, network, target)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Feeds = dict[str, np.ndarray[Any, Any]]
 Json = dict[str, Any]
 
+#: Samples that a step's effect on the outputs is measured on.
+JUDGED = 16
+
 
 @dataclass(frozen=True)
 class Material:

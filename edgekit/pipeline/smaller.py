@@ -13,7 +13,7 @@ from edgekit.data.samples import open_samples
 from edgekit.errors import UsageError
 from edgekit.graph import Graph
 from edgekit.pipeline.distill_step import distill_graph
-from edgekit.pipeline.material import Held, Material
+from edgekit.pipeline.material import JUDGED, Held, Material
 from edgekit.pipeline.prune_step import prune_graph
 from edgekit.pipeline.sparsify_step import sparsify_graph
 from edgekit.pipeline.split import Part, splits
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from edgekit.prune.plan import PruningPlan
     from edgekit.target import Target
 
-#: Samples that a step's effect on the outputs is measured on.
-JUDGED = 16
 RECOVERIES = ("none", "refit", "distill")
 
 
