@@ -123,7 +123,9 @@ class Team:
             for mine, shared in zip(replica.parameters(), self.master.parameters(), strict=True):
                 mine.data = shared.data
         self.clocks = [Clock() for _ in range(size)]
-        self.pool = ThreadPoolExecutor(size, thread_name_prefix="edgekit-train", initializer=_one_thread)
+        self.pool = ThreadPoolExecutor(
+            size, thread_name_prefix="edgekit-train", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self.answers: dict[int, Tensors] = {}
         self.answer_room = 0
 
@@ -308,7 +310,3 @@ def _tensor(arrays: Sequence[np.ndarray]) -> Tensor:
     batch = torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays)))
     images = batch.ndim == 4 and batch.is_floating_point()
     return batch.contiguous(memory_format=torch.channels_last) if images else batch
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)

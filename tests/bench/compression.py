@@ -25,7 +25,7 @@ from edgekit.data.samples import open_samples
 from edgekit.graph import Graph
 from edgekit.measure.decode import decoder
 from edgekit.measure.detection import evaluate_detection
-from edgekit.measure.latency import measure_latency
+from edgekit.measure.latency import Effort, compare
 from edgekit.measure.verification import evaluate_verification
 from edgekit.progress import PlainReporter, Reporter
 from edgekit.session import open_runner
@@ -121,15 +121,8 @@ def _faster(original: Graph, pruned: Graph) -> float:
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("original", "pruned")}
         original.save(paths["original"])
         pruned.save(paths["pruned"])
-        feeds = {spec.name: _random(spec) for spec in original.inputs}
-        found = measure_latency(paths, feeds, threads=1, runs=200, memory=False)
+        found = compare(paths, threads=1, effort=Effort(runs=200), memory=False)
     return found.speedup["pruned"].value
-
-
-def _random(spec: Any) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(0).random(spec.shape).astype(spec.dtype)
 
 
 def _row(
