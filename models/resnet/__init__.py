@@ -16,14 +16,8 @@ DEPTH = 56
 def build(weights: Path | None = None, depth: int = DEPTH) -> ResNet:
     """The classifier with its committed weights (or those of another file), float32, in evaluation mode."""
     # Here and not above: the package is imported wherever recipes are listed, and torch takes seconds.
-    from safetensors.torch import load_file
+    from edgekit.train.weights import load_weights
 
     from .architecture import ResNet
 
-    model = ResNet(depth)
-    state = load_file(weights if weights is not None else Path(__file__).with_name("weights.safetensors"))
-    missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    wrong = [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]
-    if wrong:
-        raise ValueError(f"the weights do not fit the architecture: {', '.join(sorted(wrong))}")
-    return model.eval()
+    return load_weights(ResNet(depth), weights or Path(__file__).with_name("weights.safetensors"))

@@ -25,6 +25,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edgekit.train.weights import save_weights
+
 from . import MEAN, STD, build
 from .architecture import ResNet
 
@@ -159,17 +161,6 @@ def train(plan: Plan, data: Path, out: Path, resume: bool) -> Run:
         run.save(checkpoint)
         print(f"epoch {run.epoch} of {plan.epochs}  loss {loss:.3f}  {run.seconds:.0f} s", flush=True)
     return run
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes the weights as half-precision safetensors; counters of batch norm are left out."""
-    from safetensors.torch import save_file
-
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
-    partial = path.with_suffix(".part")
-    save_file(state, partial)
-    partial.chmod(0o644)  # safetensors makes files that only their owner can read
-    partial.replace(path)
 
 
 def write_score(run: Run, data: Path, folder: Path) -> None:

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgekit.train.weights import save_weights
+
 from . import build
 from .architecture import Architecture, Detector
 from .augment import Pool, Strength, generator_hash, open_pool
@@ -191,17 +193,6 @@ def train(plan: Plan, out: Path, cache: Path, resume: bool, workers: int) -> Run
             flush=True,
         )
     return run
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes the weights as half-precision safetensors; counters of batch norm are left out."""
-    from safetensors.torch import save_file
-
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
-    partial = path.with_suffix(".part")
-    save_file(state, partial)
-    partial.chmod(0o644)  # safetensors makes files that only their owner can read
-    partial.replace(path)
 
 
 def score_committed(weights: Path | None = None) -> Score:

@@ -11,6 +11,7 @@ import torch
 from edgekit.errors import DataError
 from edgekit.models.resnet import build, data, train
 from edgekit.models.resnet.architecture import ResNet
+from edgekit.train.weights import save_weights
 
 PLAN = train.Plan(depth=8, epochs=2, batch=8)
 
@@ -44,7 +45,7 @@ def test_the_committed_weights_fit() -> None:
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
-    train.save_weights(ResNet(8), tmp_path / "small.safetensors")
+    save_weights(ResNet(8), tmp_path / "small.safetensors")
     assert build(tmp_path / "small.safetensors", depth=8)
     with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|do not fit"):
         build(tmp_path / "small.safetensors")

@@ -11,7 +11,8 @@ import torch
 from edgekit.models.yolo import augment
 from edgekit.models.yolo.architecture import Architecture
 from edgekit.models.yolo.augment import Pool, Strength, _mosaic, batch, open_pool
-from edgekit.models.yolo.train import Plan, Run, learning_rate, save_weights, strength
+from edgekit.models.yolo.train import Plan, Run, learning_rate, strength
+from edgekit.train.weights import save_weights
 
 PLAN = Plan(epochs=2, images=4, batch=2, warmup=2)
 
