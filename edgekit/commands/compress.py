@@ -16,6 +16,7 @@ from edgekit.commands.shell import (
     PreprocessText,
     Shell,
     command,
+    file_out,
     read_shapes,
 )
 
@@ -157,7 +158,7 @@ def prune(
         **{"exclude": tuple(exclude or ()), "sensitivity": sensitivity, "seed": seed},
     }
     training = {"epochs": epochs, "seconds": seconds, "rate": rate, "seed": seed}
-    path = _out(model, "pruned", out)
+    path = file_out(model, "pruned", out)
     with shell.reporter() as reporter:
         graph, how = _start(api, reporter, model, input_shape, preprocess)
         made = api.prune(
@@ -220,7 +221,7 @@ def sparsify(
     }
     options["exclude"] = tuple(exclude or ())
     training = {"epochs": epochs, "seconds": seconds, "rate": rate, "seed": seed}
-    path = _out(model, "sparse", out)
+    path = file_out(model, "sparse", out)
     with shell.reporter() as reporter:
         graph, how = _start(api, reporter, model, input_shape, preprocess)
         made = api.sparsify(
@@ -270,7 +271,7 @@ def distill(
         **{"epochs": epochs, "seconds": seconds, "rate": rate, "batch": batch, "temperature": temperature},
         **{"features": features, "augment": augment, "seed": seed},
     }
-    path = _out(model, "distilled", out)
+    path = file_out(model, "distilled", out)
     checkpoint = _beside(path, "checkpoint.pt")
     shell.on_interrupt = "Run the same command again to go on from there"
     with shell.reporter() as reporter:
@@ -295,14 +296,6 @@ def _start(
         reporter.note(f"Preprocessing {note}")
     reporter.step("capture")
     return api.load(model, read_shapes(input_shape)), how
-
-
-def _out(model: str, step: str, out: Path | None) -> Path:
-    from edgekit.bundle import check_file_out
-
-    path = out or Path(f"{Path(model.rpartition(':')[2]).stem}.{step}.onnx")
-    check_file_out(path)
-    return path
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -25,6 +25,7 @@ from edgekit.commands.shell import (
     TargetDb,
     columns,
     command,
+    file_out,
     read_shapes,
 )
 from edgekit.errors import UsageError
@@ -155,14 +156,12 @@ def quantize(
 ) -> Answer:
     """Calibrate and quantize a model to one .onnx file; nothing is measured but the outputs' error."""
     from edgekit import api
-    from edgekit.bundle import check_file_out
     from edgekit.pipeline.job import make_options, read_preprocess
     from edgekit.pipeline.state import plain
     from edgekit.pipeline.steps import quantization_json
     from edgekit.registry import load_target
 
-    path = out or Path(f"{Path(model.rpartition(':')[2]).stem}.int8.onnx")
-    check_file_out(path)
+    path = file_out(model, "int8", out)
     chosen = load_target(target)
     if chosen.scheme is None:
         raise UsageError(f"'{target}' does not quantize: it runs float only", where="--target")

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -136,6 +137,15 @@ def read_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
             raise UsageError(f"'{text}'", where="--input-shape", valid=("name=1,3,416,416",))
         shapes[name] = tuple(int(part) for part in parts)
     return shapes
+
+
+def file_out(model: str, step: str, out: Path | None) -> Path:
+    """The file to write, ``<model>.<step>.onnx`` where none is named; checked before any work."""
+    from edgekit.bundle import check_file_out
+
+    path = out or Path(f"{Path(model.rpartition(':')[2]).stem}.{step}.onnx")
+    check_file_out(path)
+    return path
 
 
 def columns(rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), indent: str = "") -> list[str]:
