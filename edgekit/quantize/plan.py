@@ -7,26 +7,32 @@ A node runs on integers when
    Its results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing. A
    node with at most ``FEW_WEIGHTS`` weights is arithmetic too: a detector's expected value over box bins is
    written as a Conv;
-3. none of its activations has been raised above the scheme's activation format;
+3. none of its activations has been raised above the scheme's activation format, unless the scheme raises to
+   an integer format that the op has a kernel for: then the node is *wide* and runs in that format. Nodes that
+   only move values carry a raised tensor on as it is;
 4. it is not elementwise arithmetic among float neighbours, where conversions would cost more than they win;
 5. a node that only moves values (Reshape, MaxPool, …) follows its readers: integer when one of them is,
-   unless what it moves is an input of the graph, which arrives in float and is quantized behind it.
+   unless what it moves is an input of the graph that arrives in float and is quantized behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from edgekit.graph import Graph, array
-from edgekit.quantize.scheme import Scheme
+from edgekit.quantize.scheme import Format, Scheme
 
 #: Ops that multiply and accumulate; they carry a network's cost.
 MAC_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 #: Weights up to which a node that multiplies and accumulates can belong to the tail.
 FEW_WEIGHTS = 32
+#: How many leading inputs carry values; None is all. One for every other op.
+_DATA_INPUTS = {"Concat": None, "Max": None, "Min": None, "PRelu": 2} | dict.fromkeys(
+    ("Add", "Sub", "Mul", "Div", "MatMul"), 2
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Plan:
         constants: Constant operands, other than weights and biases, of integer nodes.
         absorbed: Nodes whose activation follows in the same kernel: node name to activation node name.
         float_nodes: Name of every node left in float, with the reason.
+        wide_nodes: The integer nodes that run in the scheme's raised format.
+        formats: The formats that each quantized activation is needed in, that of its producer first; the key
+            is missing where the scheme's activation format is all.
     """
 
     integer_nodes: frozenset[str]
@@ -50,6 +59,8 @@ class Plan:
     constants: tuple[str, ...]
     absorbed: dict[str, str]
     float_nodes: dict[str, str]
+    wide_nodes: frozenset[str] = frozenset()
+    formats: Mapping[str, tuple[Format, ...]] = field(default_factory=dict)
 
     def members(self, group: str) -> tuple[str, ...]:
         return tuple(t for t in self.tensors if self.groups[t] == group)
@@ -74,7 +85,7 @@ class _Planner:
     def __init__(self, graph: Graph, scheme: Scheme, raised: frozenset[str], apart: frozenset[str]) -> None:
         self.nodes = list(graph.nodes)
         self.scheme = scheme
-        self.raised = raised
+        self.raised = self._carried(raised)
         self.apart = apart
         self.integer: set[str] = set()
         self.float_nodes: dict[str, str] = {}
@@ -108,6 +119,7 @@ class _Planner:
         self.apart |= self._mixed_joins()
         tensors, constants = self._tensors()
         moved = {v for n in self.nodes if self._moves(n) and name(n) not in self.apart for v in outputs(n)}
+        wide = frozenset(name(n) for n in self.nodes if self._is_wide(n))
         return Plan(
             integer_nodes=frozenset(self.integer),
             tensors=tensors,
@@ -116,7 +128,50 @@ class _Planner:
             constants=constants,
             absorbed={k: v for k, v in self.absorbed.items() if k in self.integer},
             float_nodes=self.float_nodes,
+            wide_nodes=wide,
+            formats=self._formats(tensors, wide),
         )
+
+    def _carried(self, raised: frozenset[str]) -> frozenset[str]:
+        """Raised tensors with those that they share values with, where raised ones stay integer."""
+        if self.scheme.wide is None or not raised:
+            return raised
+        found = set(raised)
+        movers = [n for n in self.nodes if n.op_type in self.scheme.ops and self.scheme.ops[n.op_type].moves]
+        before = 0
+        while len(found) > before:
+            before = len(found)
+            for node in movers:
+                touched = {*inputs(node), *outputs(node)}
+                if touched & found:
+                    found |= touched
+        return frozenset(found)
+
+    def _touched(self, node: ir.Node) -> list[str]:
+        """The activations that a node's kernel reads and writes."""
+        return [*inputs(node), *outputs(self._activation_of(node) or node)]
+
+    def _is_wide(self, node: ir.Node) -> bool:
+        if self.scheme.wide is None or name(node) not in self.integer:
+            return False
+        if name(node) in self.activations:
+            owner = node.inputs[0].producer()  # type: ignore[union-attr]
+            return owner is not None and self._is_wide(owner)
+        return self.scheme.ops[node.op_type].wide and any(t in self.raised for t in self._touched(node))
+
+    def _formats(self, tensors: tuple[str, ...], wide: frozenset[str]) -> dict[str, tuple[Format, ...]]:
+        if self.scheme.wide is None or not wide:
+            return {}
+        needed: dict[str, dict[Format, None]] = {t: {} for t in tensors}
+        for written in (True, False):
+            for node in self.nodes:
+                if name(node) not in self.integer:
+                    continue
+                for tensor in outputs(node) if written else inputs(node):
+                    if tensor in needed:
+                        form = self.scheme.wide if name(node) in wide else self.scheme.activation
+                        needed[tensor][form] = None
+        return {t: tuple(forms) for t, forms in needed.items() if self.scheme.wide in forms}
 
     def _float_reason(self, node: ir.Node, tail: frozenset[str]) -> str:
         rule = self.scheme.ops.get(node.op_type)
@@ -133,9 +188,8 @@ class _Planner:
                 return f"the target has no integer kernel for {node.op_type} with {key} '{given}'"
         if node.op_type in MAC_OPS and (form := uncommon_form(node)):
             return form
-        written = outputs(self._activation_of(node) or node)
-        high = [t for t in (*inputs(node), *written) if t in self.raised]
-        if high:
+        high = [t for t in self._touched(node) if t in self.raised]
+        if high and self.scheme.wide is None:
             return f"'{high[0]}' needs more than {self.scheme.activation.bits} bits"
         return ""
 
@@ -157,7 +211,7 @@ class _Planner:
                 continue
             if not self._read_by_integer(node):
                 self._leave(node, "nothing that follows it runs on integers")
-            elif str(node.outputs[0].name) in self.moved_inputs:
+            elif str(node.outputs[0].name) in self.moved_inputs and not self.scheme.integer_inputs:
                 self._leave(node, "it moves an input of the graph, which is float")
         return len(self.integer) < before
 
@@ -215,7 +269,7 @@ class _Planner:
         mixed = set()
         for node in self.nodes:
             kind = ""
-            if name(node) in self.activations & self.integer:
+            if name(node) in self.activations & self.integer and node.op_type != "Add":
                 kind = " ".join([node.op_type, *(str(array(v)) for v in node.inputs[1:])])
             elif self._moves(node):
                 found = {kinds.get(t, "") for t in inputs(node)}
@@ -245,16 +299,26 @@ class _Planner:
 
 
 def absorbed_activation(node: ir.Node, scheme: Scheme) -> ir.Node | None:
-    """The activation that ``node``'s kernel absorbs: its only reader, of a type that the rule fuses."""
+    """The activation (or bias) that ``node``'s kernel absorbs: its only reader, if the rule fuses it."""
     rule = scheme.ops.get(node.op_type)
     if rule is None or not rule.fuses or node.outputs[0].is_graph_output():
         return None
     readers = list(node.outputs[0].uses())
-    if len(readers) != 1 or readers[0].node.op_type not in rule.fuses or readers[0].idx != 0:
+    if len(readers) != 1 or readers[0].node.op_type not in rule.fuses:
         return None
     activation = readers[0].node
+    if activation.op_type == "Add":
+        return activation if _adds_bias(node, activation, 1 - readers[0].idx) else None
+    if readers[0].idx != 0:
+        return None
     bounds = [array(v) for v in activation.inputs[1:] if v is not None]
     return activation if all(b is not None for b in bounds) else None
+
+
+def _adds_bias(node: ir.Node, add: ir.Node, index: int) -> bool:
+    """Whether an Add behind stored weights adds a stored vector to their outputs: a MatMul's bias."""
+    bias, weight = array(add.inputs[index]), array(node.inputs[1])
+    return bias is not None and weight is not None and bias.shape == (weight.shape[-1],)
 
 
 def uncommon_form(node: ir.Node) -> str:
@@ -317,7 +381,7 @@ def is_activation(value: ir.Value) -> bool:
 def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
     """The inputs that carry values: all of an arithmetic node's, the first of a node with shapes or
     indices."""
-    count = {"Concat": None, "Add": 2, "Mul": 2, "MatMul": 2}.get(node.op_type, 1)
+    count = _DATA_INPUTS.get(node.op_type, 1)
     for value in node.inputs[:count]:
         if value is not None:
             yield value

@@ -2,6 +2,7 @@
 
 1. A quantized activation ``X`` gets ``X -> X_quantized -> X_dequantized``. Integer nodes read
    ``X_dequantized``; so do float nodes when an integer kernel writes ``X``, since no float ``X`` exists then.
+   Where nodes need it in a second format, another pair follows: ``X_int16_quantized -> X_int16_dequantized``.
 2. A weight becomes codes and DequantizeLinear with one scale per channel; the codes keep the weight's name.
 3. A bias becomes int32 codes whose scale is input scale x weight scale.
 4. A graph output that is quantized keeps its name on the dequantized tensor.
@@ -26,7 +27,7 @@ from edgekit.quantize.qparams import (
     weight_scales,
     with_room_for_bias,
 )
-from edgekit.quantize.scheme import Scheme
+from edgekit.quantize.scheme import Format, Scheme
 
 
 def insert_qdq(
@@ -101,30 +102,58 @@ class _Writer:
             self.pair(values[tensor], all_readers=name(producer) in self.plan.integer_nodes)
 
     def pair(self, value: ir.Value, *, all_readers: bool) -> None:
-        """Quantize and dequantize one activation, for all of its readers or only the integer nodes."""
-        tensor = str(value.name)
-        scale, zero = self._params(tensor, self.params[tensor])
-        producer = value.producer()
+        """Quantize and dequantize one activation, for all of its readers or only the integer nodes.
+
+        Args:
+            value: The activation.
+            all_readers: Whether an integer kernel writes it, so that it exists as codes alone.
+        """
+        tensor, producer = str(value.name), value.producer()
         uses = [u for u in value.uses() if all_readers or name(u.node) in self.plan.integer_nodes]
-        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{tensor}_QuantizeLinear")
-        dequantize = ir.node(
-            "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{tensor}_DequantizeLinear"
-        )
-        codes, real = quantize.outputs[0], dequantize.outputs[0]
-        codes.name, codes.shape = f"{tensor}_quantized", value.shape
-        codes.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(self.params[tensor].format.value)))
-        real.name, real.shape, real.type = f"{tensor}_dequantized", value.shape, value.type
-        if producer is None:
-            first = min((u.node for u in uses), key=self.main.index)
-            self.main.insert_before(first, [quantize, dequantize])
-        else:
-            self.main.insert_after(producer, [quantize, dequantize])
-        for use in uses:
-            use.node.replace_input_with(use.idx, real)
+        forms = self.plan.formats.get(tensor, (self.params[tensor].format,))
+        source, after, native = value, producer, value
+        for number, form in enumerate(forms):
+            readers = [u for u in uses if self._form(u.node, forms) is form]
+            suffix = "" if number == 0 else f"_{form.value}"
+            nodes = self._pair_nodes(source, tensor, suffix, _in_format(self.params[tensor], form))
+            if after is None:
+                first = min((u.node for u in uses), key=self.main.index)
+                self.main.insert_before(first, nodes)
+            else:
+                self.main.insert_after(after, nodes)
+            for use in readers:
+                use.node.replace_input_with(use.idx, nodes[1].outputs[0])
+            if number == 0:
+                native = nodes[1].outputs[0]
+                if all_readers:
+                    source, after = native, nodes[1]
         if value.is_graph_output() and all_readers:
             position = next(i for i, v in enumerate(self.main.outputs) if v is value)
-            value.name, real.name = f"{tensor}_raw", tensor
-            self.main.outputs[position] = real
+            value.name, native.name = f"{tensor}_raw", tensor
+            self.main.outputs[position] = native
+
+    def _form(self, node: ir.Node, forms: tuple[Format, ...]) -> Format:
+        """The format in which a node reads a tensor that there is in ``forms``."""
+        if len(forms) == 1 or name(node) not in self.plan.integer_nodes or self.scheme.wide is None:
+            return forms[0]
+        return self.scheme.wide if name(node) in self.plan.wide_nodes else self.scheme.activation
+
+    def _pair_nodes(
+        self, source: ir.Value, tensor: str, suffix: str, params: QParams
+    ) -> tuple[ir.Node, ir.Node]:
+        scale = self._constant(f"{tensor}{suffix}_scale", np.array(params.scale, np.float32))
+        zero = self._constant(
+            f"{tensor}{suffix}_zero_point", np.array(params.zero_point, params.format.value)
+        )
+        label = f"{tensor}{suffix}"
+        quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{label}_QuantizeLinear")
+        codes = quantize.outputs[0]
+        dequantize = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{label}_DequantizeLinear")
+        real = dequantize.outputs[0]
+        codes.name, codes.shape = f"{label}_quantized", source.shape
+        codes.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(params.format.value)))
+        real.name, real.shape, real.type = f"{label}_dequantized", source.shape, source.type
+        return quantize, dequantize
 
     def _weight_and_bias(self, node: ir.Node) -> None:
         weight_value = _given(node, 1)
@@ -134,7 +163,7 @@ class _Writer:
         axis = weight_axis(node, self.scheme, weight.ndim)
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         bias = array(bias_value)
-        step = self.params[str(_given(node, 0).name)].scale
+        step = _in_format(self.params[str(_given(node, 0).name)], self._format_of(node)).scale
         scales = self.scales[name(node)]
         if bias is not None:
             scales = with_room_for_bias(scales, bias, step)
@@ -154,7 +183,7 @@ class _Writer:
             data = array(value)
             if data is None:
                 continue
-            params = activation_params(float(data.min()), float(data.max()), self.scheme.activation)
+            params = activation_params(float(data.min()), float(data.max()), self._format_of(node))
             codes = params.codes(data)
             scale, zero = np.float32(params.scale), np.array(params.zero_point, codes.dtype)
             node.replace_input_with(index, self._dequantized(value, codes, scale, None, node, zero))
@@ -188,13 +217,16 @@ class _Writer:
             self.main.initializers.pop(str(value.name), None)
         return real.outputs[0]
 
-    def _params(self, tensor: str, params: QParams) -> tuple[ir.Value, ir.Value]:
-        scale = self._constant(f"{tensor}_scale", np.array(params.scale, np.float32))
-        zero = self._constant(f"{tensor}_zero_point", np.array(params.zero_point, params.format.value))
-        return scale, zero
+    def _format_of(self, node: ir.Node) -> Format:
+        wide = self.scheme.wide if name(node) in self.plan.wide_nodes else None
+        return wide or self.scheme.activation
 
     def _constant(self, label: str, data: Array) -> ir.Value:
         return self.main.initializers.get(label) or add_constant(self.main, label, data)
+
+
+def _in_format(params: QParams, form: Format) -> QParams:
+    return params.wide if params.wide is not None and params.wide.format is form else params
 
 
 def weight_axis(node: ir.Node, scheme: Scheme, rank: int) -> int | None:

@@ -23,11 +23,13 @@ class QParams:
         scale: Size of one step.
         zero_point: The code of 0.0.
         format: Element type of the codes.
+        wide: Parameters of the same tensor for nodes that read or compute it with more bits.
     """
 
     scale: float
     zero_point: int
     format: Format
+    wide: QParams | None = None
 
     @property
     def range(self) -> tuple[float, float]:
@@ -48,9 +50,14 @@ class QParams:
 
 
 def activation_params(low: float, high: float, fmt: Format) -> QParams:
-    """Asymmetric parameters for ``[low, high]``, in which zero has a code of its own."""
+    """Parameters for ``[low, high]``, in which zero has a code of its own.
+
+    They are asymmetric but for ``int16``, whose zero point is 0: its kernels multiply without one.
+    """
     first, last = fmt.limits
     low, high = min(low, 0.0), max(high, 0.0)
+    if fmt is Format.INT16:
+        return QParams(float(np.float32(max(low / first, high / last, 1e-12))), 0, fmt)
     scale = np.float32(max((high - low) / (last - first), 1e-12))
     zero = int(np.clip(np.round(first - low / float(scale)), first, last))
     return QParams(float(scale), zero, fmt)

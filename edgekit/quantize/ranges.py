@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
@@ -59,12 +59,29 @@ def choose_params(
         ModelError: A tensor was not observed, and neither was what it is moved from.
     """
     chooser = _Chooser(graph, plan, scheme, calibration, options)
+    narrow = _by_group(plan, chooser.range)
+    wide = _by_group(plan, chooser.wide_range) if plan.formats else {}
+    found = {}
+    for tensor in plan.tensors:
+        group, forms = plan.groups[tensor], plan.formats.get(tensor, ())
+        params = activation_params(*narrow[group], scheme.activation)
+        if scheme.wide is not None and forms:
+            # What comes as 8-bit codes cannot exceed their range; what is computed with more bits can.
+            known = wide[group] if forms[0] is scheme.wide else params.range
+            more = activation_params(*known, scheme.wide)
+            params = replace(params, wide=more) if scheme.activation in forms else more
+        found[tensor] = params
+    return found
+
+
+def _by_group(plan: Plan, choose: Callable[[str], Range]) -> dict[str, Range]:
+    """The range of every same-scale group, which holds those of all its members that are computed."""
     ranges: dict[str, Range] = {}
     for tensor in plan.sources:
-        low, high = chooser.range(tensor)
+        low, high = choose(tensor)
         before = ranges.get(plan.groups[tensor], (low, high))
         ranges[plan.groups[tensor]] = (min(before[0], low), max(before[1], high))
-    return {t: activation_params(*ranges[plan.groups[t]], scheme.activation) for t in plan.tensors}
+    return ranges
 
 
 class _Chooser:
@@ -97,6 +114,16 @@ class _Chooser:
             raise ModelError("was not observed, so that it has no range", where=f"tensor '{tensor}'")
         moved = [self.range(t) for t in inputs(producer)]
         return min(low for low, _ in moved), max(high for _, high in moved)
+
+    def wide_range(self, tensor: str) -> Range:
+        """The range for more than 8 bits, which resolve all that was seen."""
+        rule = self.scheme.ops.get(self.producers[tensor].op_type) if tensor in self.producers else None
+        if tensor in self.fixed and rule is not None and rule.wide_range is not None:
+            return rule.wide_range
+        if tensor not in self.calibration.histograms or tensor in self.fixed:
+            return self.range(tensor)
+        seen = self.calibration.histograms[tensor]
+        return seen.min, seen.max
 
     def _seen(self, tensor: str) -> Range:
         gated = tensor in self.gated

@@ -45,6 +45,8 @@ class OpRule(BaseModel):
             nodes read is not quantized.
         range: Range of the output that the op's definition fixes, such as ``[0, 1]`` for Sigmoid.
         only: Values that attributes must have where a node sets them, such as ``mode = "nearest"``.
+        wide: Whether the op also runs in the scheme's ``raised`` format, where that is an integer one.
+        wide_range: What ``range`` is in that format.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,8 @@ class OpRule(BaseModel):
     float_output: bool = False
     range: tuple[float, float] | None = None
     only: dict[str, str] = Field(default_factory=dict)
+    wide: bool = True
+    wide_range: tuple[float, float] | None = None
 
 
 class Scheme(BaseModel):
@@ -64,8 +68,11 @@ class Scheme(BaseModel):
         activation: Format of activations, asymmetric, one scale per tensor.
         weight: Format of weights, symmetric, zero point 0.
         bias_bits: Bits of biases, whose scale is input scale x weight scale.
-        raised: What a tensor becomes when 8 bits are too few.
+        raised: What a tensor becomes when 8 bits are too few. Where that is an integer format, the nodes that
+            compute and read the tensor run in it; else they run in float.
         max_raised: How many tensors may be raised before the result says that the budget cannot be held.
+        integer_inputs: Whether the network takes codes: nodes that only move values of an input then run on
+            integers too.
         opset: Lowest ONNX opset whose QuantizeLinear has what is needed.
         ops: Rule of every op type that the target computes in integers. All others stay in float.
     """
@@ -77,6 +84,7 @@ class Scheme(BaseModel):
     bias_bits: int = 32
     raised: Format = Format.FLOAT32
     max_raised: int = Field(default=8, ge=0)
+    integer_inputs: bool = False
     opset: int = 21
     ops: dict[str, OpRule]
 
@@ -87,6 +95,11 @@ class Scheme(BaseModel):
         if self.activation is Format.FLOAT32:
             raise ValueError("activation must be an integer format")
         return self
+
+    @property
+    def wide(self) -> Format | None:
+        """The integer format of raised tensors; None where they are float."""
+        return None if self.raised is Format.FLOAT32 else self.raised
 
     @classmethod
     def load(cls, table: dict[str, Any], *, where: str) -> Scheme:

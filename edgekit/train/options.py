@@ -109,7 +109,7 @@ class DistillOptions:
     augment: Augmentation | None = None
     preprocess: Preprocess | None = None
     freeze_norm: bool = False
-    cache_bytes: int = 1 << 30
+    cache_bytes: int = 2 << 30
     threads: int = 0
     seed: int = 0
     checkpoint_seconds: float = 20.0
