@@ -94,7 +94,8 @@ class _Planner:
             for node in self.nodes
             if (activation := absorbed_activation(node, scheme)) is not None
         }
-        self.activations = set(self.absorbed.values())
+        self.owners = {activation: owner for owner, activation in self.absorbed.items()}
+        self.activations = set(self.owners)
         self.moved_inputs = moved_inputs(graph, scheme)
 
     def plan(self) -> Plan:
@@ -111,11 +112,11 @@ class _Planner:
             pass
         for node in self.nodes:
             if name(node) in self.activations:
-                owner = node.inputs[0].producer()  # type: ignore[union-attr]
-                if name(owner) in self.integer:
+                owner = self.owners[name(node)]
+                if owner in self.integer:
                     self.integer.add(name(node))
                 else:
-                    self.float_nodes[name(node)] = self.float_nodes[name(owner)]
+                    self.float_nodes[name(node)] = self.float_nodes[owner]
         self.apart |= self._mixed_joins()
         tensors, constants = self._tensors()
         moved = {v for n in self.nodes if self._moves(n) and name(n) not in self.apart for v in outputs(n)}
@@ -155,8 +156,7 @@ class _Planner:
         if self.scheme.wide is None or name(node) not in self.integer:
             return False
         if name(node) in self.activations:
-            owner = node.inputs[0].producer()  # type: ignore[union-attr]
-            return owner is not None and self._is_wide(owner)
+            return any(name(n) == self.owners[name(node)] and self._is_wide(n) for n in self.nodes)
         return self.scheme.ops[node.op_type].wide and any(t in self.raised for t in self._touched(node))
 
     def _formats(self, tensors: tuple[str, ...], wide: frozenset[str]) -> dict[str, tuple[Format, ...]]:

@@ -42,9 +42,9 @@ CHAIN = "a = Conv(x, w1) b = Conv(a, w2) c = Conv(b, w3) y = Conv(c, w4)"
 def _chain(build: Build, lines: str = CHAIN, **more: Any) -> Graph:
     random = np.random.default_rng(0)
     weights = {k: random.standard_normal((8, 3 if k == "w1" else 8, 1, 1)) / 3 for k in ("w1", "w2", "w3")}
-    weights["w4"] = random.standard_normal((4, 8, 1, 1)) / 3
+    weights["w4"] = random.standard_normal((16, 8, 1, 1)) / 3
     used = {k: v for k, v in {**weights, **more}.items() if k in lines}
-    return build(f"g (float[1,3,8,8] x) => (float[1,4,8,8] y) {{ {lines} }}", used)
+    return build(f"g (float[1,3,8,8] x) => (float[1,16,8,8] y) {{ {lines} }}", used)
 
 
 def _quantized(
