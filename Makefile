@@ -43,6 +43,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check edgekit targets models tests .ci
 	$(BIN)/ruff format --check edgekit targets models tests .ci
 	$(BIN)/python .ci/ops_table.py --check
+	$(BIN)/python .ci/tflite_ops_table.py --check
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -63,5 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "edgekit needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing edgekit and its dependencies into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[yolo,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[yolo,ethos-u,dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[tflm]" 2> /dev/null || \
+		echo "tflite-micro has no build for this Python: the tests that need it are skipped"
 	@touch $@

@@ -51,6 +51,9 @@ class TensorEntry(_Part):
         scale: Of the quantized form inside the artifact; real = scale * (code - zero_point).
         zero_point: See ``scale``.
         quantized: Element type of the quantized form.
+        tensor: Name in the artifact, where that is another one.
+        stored: Shape in the artifact, where that is another one.
+        axes: Axis i of ``stored`` is axis ``axes[i]`` of ``shape``.
     """
 
     name: str
@@ -60,14 +63,28 @@ class TensorEntry(_Part):
     scale: float | None = None
     zero_point: int | None = None
     quantized: str | None = None
+    tensor: str | None = None
+    stored: tuple[int, ...] | None = None
+    axes: tuple[int, ...] | None = None
 
 
 class ArtifactEntry(_Part):
-    """How one artifact is fed and what it returns."""
+    """How one artifact is fed and what it returns.
+
+    Attributes:
+        size_bytes: Size of the file.
+        inputs: In order.
+        outputs: In order: those of the network.
+        raw: What the file itself takes and returns, in order, where ONNX files beside it hold the network's
+            float ends.
+        companions: Files that belong to it, by their paths in the bundle.
+    """
 
     size_bytes: int
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
+    raw: dict[str, tuple[TensorEntry, ...]] | None = None
+    companions: tuple[str, ...] = ()
 
 
 class ModelEntry(_Part):
@@ -317,28 +334,6 @@ def _check_writable(path: Path) -> None:
         pass
 
 
-def describe_artifact(path: Path, layout: str = "auto") -> ArtifactEntry:
-    """Inputs and outputs of an ONNX artifact, with scales where they are quantized inside.
-
-    Raises:
-        ModelError: The file cannot be read as ONNX.
-    """
-    import onnx
-    import onnx_ir as ir
-
-    from edgekit.graph import Graph
-
-    try:
-        graph = Graph(ir.from_proto(onnx.load(path)))
-    except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-        raise ModelError(f"cannot be read as ONNX: {error}", where=str(path)) from error
-    return ArtifactEntry(
-        size_bytes=path.stat().st_size,
-        inputs=tuple(_tensor(spec, graph, layout) for spec in graph.inputs),
-        outputs=tuple(_tensor(spec, graph, "") for spec in graph.outputs),
-    )
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content.
 
@@ -398,34 +393,3 @@ def _check(folder: Path, manifest: Manifest) -> None:
             raise ModelError("is missing from the bundle", where=str(file), hint=hint)
         if file_sha256(file) != sha256:
             raise ModelError("was changed: its hash is not the manifest's", where=str(file), hint=hint)
-
-
-def _tensor(spec: Any, graph: Any, layout: str) -> TensorEntry:
-    from edgekit.data.preprocess import image_shape
-
-    image = image_shape(spec.shape, layout) if layout else None
-    entry: dict[str, Any] = {"name": spec.name, "shape": spec.shape, "dtype": str(spec.dtype)}
-    if image is not None:
-        entry["layout"] = "NCHW" if image.channels_first else "NHWC"
-    return TensorEntry(**entry, **_codes(graph, spec.name))
-
-
-def _codes(graph: Any, name: str) -> dict[str, Any]:
-    """Scale and zero point of an input's Quantize or an output's Dequantize node."""
-    from edgekit.graph import array
-
-    value = graph.values()[name]
-    nodes = [node for node in value.consumers() if node.op_type == "QuantizeLinear"]
-    producer = value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        nodes.append(producer)
-    for node in nodes:
-        scale = array(node.inputs[1])
-        zero = array(node.inputs[2]) if len(node.inputs) > 2 else None
-        if scale is not None and scale.size == 1 and zero is not None:
-            return {
-                "scale": float(scale.reshape(-1)[0]),
-                "zero_point": int(zero.reshape(-1)[0]),
-                "quantized": str(zero.dtype),
-            }
-    return {}

@@ -209,7 +209,27 @@ class DistillSection(_Section):
     seed: int = 0
 
 
-CompressSection = Annotated[PruneSection | SparsifySection | DistillSection, Field(discriminator="name")]
+class SubstituteSection(_Section):
+    """A ``[[compress]]`` step that puts one activation in the place of another, which a chip runs faster.
+
+    It changes what the network computes: let ``distill`` follow.
+
+    Attributes:
+        name: ``substitute``; written ``pass`` in the file.
+        from_: The activation to replace, such as ``silu``; written ``from`` in the file.
+        to: What to put there, such as ``hard_swish`` or ``relu6``.
+        nodes: Names, with ``*`` and ``?``, of those to replace; all when left out.
+    """
+
+    name: Literal["substitute"] = Field(alias="pass")
+    from_: _Text = Field(alias="from")
+    to: _Text
+    nodes: Annotated[tuple[_Text, ...], Field(strict=False)] = ()
+
+
+CompressSection = Annotated[
+    PruneSection | SparsifySection | DistillSection | SubstituteSection, Field(discriminator="name")
+]
 
 
 class QuantizeSection(_Section):

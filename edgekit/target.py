@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from edgekit.graph import Graph
 from edgekit.session import Runner
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
     from edgekit.measure.result import Measurement
@@ -49,20 +50,51 @@ class Artifact:
         kind: ``float`` or ``int8``.
         path: The file.
         size_bytes: Its size.
+        companions: Files beside it that belong to it, such as the float end of a network whose body runs on
+            an NPU.
     """
 
     kind: str
     path: Path
     size_bytes: int
+    companions: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class LeftNode:
-    """A node that does not run in the number format that was asked for."""
+    """A node that does not run in the number format, or not on the unit, that was asked for.
+
+    Attributes:
+        node: Its name.
+        op: Its type.
+        reason: The rule that it breaks, in words.
+        remedy: What to change; empty where nothing is known to help.
+    """
 
     node: str
     op: str
     reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a target's compiler says of an artifact that cannot be run here.
+
+    Attributes:
+        latency: For one inference; None where the compiler does not account for all of it.
+        missing: The nodes that it leaves out; they would run on a CPU beside the NPU.
+        memory: Bytes by kind of memory.
+        layers: One entry for each operator, slowest first: ``name``, ``op``, ``cycles``, ``macs``,
+            ``utilization``; what is not known is left out.
+        notes: What the reader of the figures must know.
+    """
+
+    latency: Measurement | None
+    missing: tuple[LeftNode, ...] = ()
+    memory: dict[str, int] = field(default_factory=dict)
+    layers: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +168,97 @@ class HasCostModel(Protocol):
             graph: The network before pruning.
             kind: ``float`` or ``int8``.
             threads: Threads it will run with; 0 is the profile's.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CodeDifference:
+    """How far the codes of a tensor in two runtimes are apart.
+
+    Attributes:
+        tensor: Name of the ONNX tensor.
+        op: What computes it.
+        different: Share of the codes that differ.
+        max_steps: Largest difference.
+    """
+
+    tensor: str
+    op: str
+    different: float
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class RuntimeParity:
+    """The same int8 network in several runtimes.
+
+    Attributes:
+        reference: The runtime that the others are compared with.
+        budget_steps: Most steps that an output may be off.
+        samples: How many were compared.
+        outputs: By runtime, one entry for each output.
+        layers: By runtime, one entry for each inner tensor that both have.
+        notes: What the reader of the figures must know.
+    """
+
+    reference: str
+    budget_steps: int
+    samples: int
+    outputs: dict[str, tuple[CodeDifference, ...]]
+    layers: dict[str, tuple[CodeDifference, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output is within the budget."""
+        return all(row.max_steps <= self.budget_steps for rows in self.outputs.values() for row in rows)
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A target that wants the float network in another form before it is quantized."""
+
+    def prepare(self, graph: Graph) -> Graph:
+        """An equivalent float graph; every change is in its history."""
+        ...
+
+
+@runtime_checkable
+class Lints(Protocol):
+    """A target that can tell from a float network what will leave its unit."""
+
+    def check(self, graph: Graph) -> tuple[LeftNode, ...]:
+        """The nodes that will not run on the target's unit, with the rule and the remedy."""
+        ...
+
+
+@runtime_checkable
+class Estimates(Protocol):
+    """A target whose hardware is not here, but whose compiler estimates."""
+
+    def estimate(self, path: Path) -> Estimate:
+        """What the compiler says of an int8 artifact.
+
+        Raises:
+            ModelError: The file was not made by the target.
+        """
+        ...
+
+
+@runtime_checkable
+class ComparesRuntimes(Protocol):
+    """A target whose int8 artifacts several runtimes here can run."""
+
+    def compare_runtimes(
+        self, path: Path, graph: Graph, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]
+    ) -> RuntimeParity:
+        """How far the codes that runtimes compute are apart.
+
+        Args:
+            path: The artifact.
+            graph: The quantized graph that it was made from; ONNX Runtime runs it as the reference.
+            feeds: Float inputs by name.
         """
         ...
 

@@ -23,11 +23,11 @@ from edgekit.bundle import (
     SampleEntry,
     check_file_out,
     check_out,
-    describe_artifact,
     open_bundle,
     replay,
     write_manifest,
 )
+from edgekit.describe import describe_artifact
 from edgekit.errors import InputError, ModelError, OutputError, UnknownNameError
 
 TARGET = "ort-cpu:host"

@@ -21,6 +21,7 @@ from edgekit.commands.shell import (
     read_shapes,
     shape_text,
 )
+from edgekit.errors import UsageError
 
 Target = Annotated[str | None, typer.Option("--target", metavar="T", help="Target, or target:profile.")]
 #: Nodes or clashes that the screen shows; --json has all.
@@ -105,13 +106,19 @@ def inspect(
     preprocess: PreprocessText = None,
     input_shape: InputShapes = None,
     limit: Limit = 32,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 when a node will leave the target's unit.")
+    ] = False,
 ) -> Answer:
     """Show a model's size, work, operators and largest layers; with a target, what stays in float and why.
 
+    For an NPU the nodes are listed that will leave it, each with the rule that it breaks and what to change.
     Range clashes are looked for when --data is given.
     """
     from edgekit import api
 
+    if strict and target is None:
+        raise UsageError("needs a target", where="--strict", hint="Add --target, such as ethos-u:u55-256")
     with shell.reporter() as reporter:
         found = api.inspect(
             model,
@@ -122,7 +129,9 @@ def inspect(
             limit=limit,
             reporter=reporter,
         )
-    return Answer(found, "\n".join(_inspect_lines(found)))
+    leaves = found.get("leaves_unit")
+    left = leaves if leaves is not None else found.get("float_nodes", [])
+    return Answer(found, "\n".join(_inspect_lines(found)), 1 if strict and left else 0)
 
 
 def _parity_lines(found: dict[str, Any]) -> Iterator[str]:
@@ -216,6 +225,8 @@ def _inspect_lines(found: dict[str, Any]) -> Iterator[str]:
     yield from columns([("node", "op", "MACs", "output"), *rows], right=(2,), indent="  ")
     if "float_nodes" in found:
         yield from _float_lines(found["target"], found["float_nodes"])
+    if found.get("leaves_unit") is not None:
+        yield from _leaving_lines(found["target"], found["leaves_unit"])
     yield from _clash_lines(found["clashes"])
 
 
@@ -229,6 +240,22 @@ def _float_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:
         grouped.setdefault((node["op"], node["reason"]), []).append(node["node"])
     for (op, reason), names in sorted(grouped.items(), key=lambda item: -len(item[1])):
         yield f"- {len(names)} x {op}: {reason} ({_some(names)})"
+
+
+def _leaving_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:
+    """What will run on a CPU beside the NPU."""
+    yield ""
+    if not nodes:
+        yield f"Nothing leaves the NPU on {target}"
+        return
+    yield f"{len(nodes)} node{' leaves' if len(nodes) == 1 else 's leave'} the NPU on {target}"
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for node in nodes:
+        grouped.setdefault((node["op"], node["reason"], node["remedy"]), []).append(node["node"])
+    for (op, reason, remedy), names in sorted(grouped.items(), key=lambda item: -len(item[1])):
+        yield f"- {len(names)} x {op}: {reason} ({_some(names)})"
+        if remedy:
+            yield f"    → {remedy}"
 
 
 def _clash_lines(clashes: list[dict[str, Any]] | None) -> Iterator[str]:

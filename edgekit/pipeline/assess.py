@@ -21,6 +21,7 @@ from edgekit.pipeline.steps import (
     full_name,
     run_step,
 )
+from edgekit.target import ComparesRuntimes, Estimates
 
 if TYPE_CHECKING:
     from edgekit.data.base import Sample
@@ -75,6 +76,8 @@ def latency_step(
         from edgekit.measure.latency import measure_latency
 
         paths = _with_before(compiled, before)
+        if isinstance(target, Estimates):
+            return _estimated(target, paths)
         if not runs_optimized(target, next(iter(paths.values()))):
             return {
                 "unmeasured": "the target runs with its optimizations off, so that its speed means nothing"
@@ -102,6 +105,25 @@ def latency_step(
     return run_step(context, f"latency on {full_name(target)}", parts, make, name="latency")
 
 
+def _estimated(target: Estimates, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """What the compiler says of the int8 artifacts; the float ones do not run on the unit."""
+    found = {kind: target.estimate(path) for kind, path in paths.items() if kind.endswith("int8")}
+    latency: dict[str, Any] = {
+        kind: item.latency.to_json() for kind, item in found.items() if item.latency is not None
+    }
+    data: dict[str, Any] = {"estimate": {kind: asdict(item) for kind, item in found.items()}}
+    for entry, item in zip(data["estimate"].values(), found.values(), strict=True):
+        entry["latency"] = None if item.latency is None else item.latency.to_json()
+    if latency:
+        notes = list(dict.fromkeys(note for item in found.values() for note in item.notes))
+        data["latency"] = {**latency, "notes": notes}
+    if any(item.latency is None for item in found.values()):
+        data["unmeasured"] = "the compiler's estimate leaves out operators that do not run on the unit"
+    elif not found:
+        data["unmeasured"] = "the unit runs int8 only, and nothing was quantized"
+    return data
+
+
 def parity_step(context: Context, target: Target, compiled: Product, graphs: Mapping[str, Graph]) -> Product:
     """Compare the int8 network's outputs and layers with float's."""
     job = context.job
@@ -122,7 +144,14 @@ def parity_step(context: Context, target: Target, compiled: Product, graphs: Map
         )
         history = [change_json(change) for change in graphs["int8"].history]
         content = without_rescaled(found.to_json(), graphs["float"], history)
-        return {"parity": {**content, "method": "host", "note": note}, "data": data_json(watched)}
+        data = {"parity": {**content, "method": "host", "note": note}, "data": data_json(watched)}
+        if isinstance(target, ComparesRuntimes):
+            feeds = [sample.feeds for sample, _ in zip(samples, range(LAYER_SAMPLES), strict=False)]
+            between = target.compare_runtimes(
+                artifacts(compiled)["int8"], target.lower(graphs["int8"]), feeds
+            )
+            data["runtimes"] = {**asdict(between), "ok": between.ok}
+        return data
 
     parts = [compiled.key, _evaluation_key(context)]
     return run_step(context, f"parity on {full_name(target)}", parts, make, name="parity")
@@ -158,6 +187,11 @@ def artifacts(compiled: Product) -> dict[str, Path]:
     return {kind: compiled.folder / entry["path"] for kind, entry in compiled.data["artifacts"].items()}
 
 
+def companion_names(compiled: Product, kind: str) -> tuple[str, ...]:
+    """Files that belong to an artifact."""
+    return tuple(compiled.data["artifacts"][kind].get("companions", ()))
+
+
 def _with_before(compiled: Product, before: Mapping[str, Product]) -> dict[str, Path]:
     """Files by kind; of the network before compression under ``original`` and ``original_int8``."""
     found = artifacts(compiled)
@@ -167,14 +201,8 @@ def _with_before(compiled: Product, before: Mapping[str, Product]) -> dict[str, 
 
 
 def runs_optimized(target: Target, path: Path) -> bool:
-    """Whether the target runs an artifact as ONNX Runtime would by default, which is what is timed."""
-    import onnxruntime as ort
-
-    session = getattr(target.open(path), "session", None)
-    if session is None:
-        return False
-    level = session.get_session_options().graph_optimization_level
-    return bool(level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    """Whether the target runs an artifact as its runtime would by default, which is what is timed."""
+    return bool(getattr(target.open(path), "optimized", False))
 
 
 def _evaluation_key(context: Context) -> list[Any]:

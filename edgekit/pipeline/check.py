@@ -17,9 +17,10 @@ from edgekit.graph import Graph
 from edgekit.pipeline.layers import without_rescaled
 from edgekit.pipeline.split import Watched
 from edgekit.pipeline.state import plain
-from edgekit.pipeline.steps import COMPARED, load_graph
+from edgekit.pipeline.steps import COMPARED, load_graph, reference_name
 from edgekit.progress import Reporter
 from edgekit.registry import load_target
+from edgekit.target import Lints, Prepares
 
 if TYPE_CHECKING:
     from edgekit.measure.latency import LatencyResult
@@ -125,7 +126,7 @@ def inspect(
     Args:
         source: The network.
         input_shapes: Shapes of inputs that it leaves open.
-        target: Also say what stays in float on this target, and why.
+        target: Also say what stays in float on this target, and why; of an NPU, what will leave it.
         data: Samples; with them, range clashes are looked for.
         preprocess: How images become inputs.
         limit: Most samples.
@@ -133,7 +134,8 @@ def inspect(
 
     Returns:
         JSON-ready: ``source``, ``parameters``, ``macs``, ``inputs``, ``ops``, ``largest`` … and, with a
-        target, ``float_nodes``; ``clashes`` is None where ranges are unknown.
+        target, ``float_nodes`` and ``leaves_unit``, which is None for a target without rules of its own;
+        ``clashes`` is None where ranges are unknown.
 
     Raises:
         InputError: The network, the target or the samples cannot be used.
@@ -146,6 +148,8 @@ def inspect(
     reporter.step("capture")
     captured = capture(source, input_shapes=input_shapes)
     graph, stats = captured.graph, count(captured.graph)
+    if isinstance(lowered, Prepares):
+        graph = lowered.prepare(graph)
     content: dict[str, Any] = {"source": source, "sha256": captured.sha256, **asdict(stats)}
     nodes = content.pop("per_node")
     content["inputs"] = [spec.to_json() for spec in graph.inputs]
@@ -156,6 +160,10 @@ def inspect(
     if lowered is not None:
         content["target"] = f"{lowered.name}:{lowered.profile.name}"
         content["float_nodes"] = _float_nodes(graph, lowered.scheme)
+        content["leaves_unit"] = None
+        if isinstance(lowered, Lints):
+            reporter.step(f"rules of {content['target']}")
+            content["leaves_unit"] = [asdict(node) for node in lowered.check(graph)]
     if data is not None:
         scheme = lowered.scheme if lowered is not None else load_target("ort-cpu").scheme
         if scheme is None:
@@ -216,7 +224,7 @@ def _parity(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from edgekit.measure.parity import compare_layers
 
-    float_graph, int8_graph = (load_graph(bundle.path(name, kind), ()) for kind in ("float", "int8"))
+    float_graph, int8_graph = (load_graph(_graph_path(bundle, name, kind), ()) for kind in ("float", "int8"))
     preprocess = Preprocess.read(bundle.manifest.preprocess)
     watched = Watched(open_samples(data, float_graph.inputs, preprocess, limit=limit))
     found = compare_layers(
@@ -225,6 +233,12 @@ def _parity(
     skipped = [{"name": item, "reason": reason} for item, reason in watched.skipped.items()]
     content = without_rescaled(found.to_json(), float_graph, _history(bundle, name))
     return {**content, "method": "host"}, {"source": str(data), "skipped": skipped}
+
+
+def _graph_path(bundle: Bundle, name: str, kind: str) -> Path:
+    """The ONNX file of an artifact, or the one that it was made from."""
+    path = bundle.path(name, kind)
+    return path if path.suffix == ".onnx" else path.with_name(reference_name(kind))
 
 
 def _history(bundle: Bundle, name: str) -> list[dict[str, Any]]:

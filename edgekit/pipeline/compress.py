@@ -1,4 +1,4 @@
-"""The compress steps of a line: prune, sparsify, distill, in the order of the recipe.
+"""The compress steps of a line: prune, sparsify, substitute, distill, in the order of the recipe.
 
 Every step takes the graph that the one before it made. What a step recovers towards is the captured network,
 or the teacher that a ``distill`` step names.
@@ -29,7 +29,8 @@ from edgekit.pipeline.steps import (
     load_graph,
     run_step,
 )
-from edgekit.recipe import DistillSection, PruneSection, SparsifySection
+from edgekit.pipeline.substitute_step import substitute_graph
+from edgekit.recipe import DistillSection, PruneSection, SparsifySection, SubstituteSection
 
 if TYPE_CHECKING:
     from edgekit.prune.plan import PruningPlan
@@ -80,6 +81,8 @@ def compress(context: Context, network: Network, target: Target) -> Compressed:
             _prune(context, network, target, section, state, number)
         elif isinstance(section, SparsifySection):
             _sparsify(context, network, target, section, state, number)
+        elif isinstance(section, SubstituteSection):
+            _substitute(context, network, target, section, state, number)
         else:
             _distill(context, network, target, section, state, number)
     data = {**network.data, "history": [change_json(change) for change in state.graph.history]}
@@ -156,6 +159,22 @@ def _sparsify(
 
     product = run_step(context, "sparsify", parts, make)
     state.sparse = tuple(dict.fromkeys((*state.sparse, *product.data["sparse"])))
+    state.graph = load_graph(product.folder / "graph.onnx", product.data["history"])
+    state.products.append(product)
+
+
+def _substitute(
+    context: Context, network: Network, target: Target, section: SubstituteSection, state: _State, number: int
+) -> None:
+    before = state.graph
+    parts = [number, network.key, before.sha256(), section.model_dump(mode="json"), data_key(context.job)]
+
+    def make(folder: Path) -> dict[str, Any]:
+        graph, step = substitute_graph(_material(context, network, target), section, before)
+        graph.save(folder / "graph.onnx")
+        return {"step": step, "history": [change_json(change) for change in graph.history]}
+
+    product = run_step(context, "substitute", parts, make)
     state.graph = load_graph(product.folder / "graph.onnx", product.data["history"])
     state.products.append(product)
 

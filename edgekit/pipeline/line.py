@@ -21,13 +21,20 @@ from edgekit.bundle import (
     Provenance,
     SampleEntry,
     check_out,
-    describe_artifact,
     folder_name,
     write_manifest,
 )
+from edgekit.describe import describe_artifact
 from edgekit.errors import UsageError
 from edgekit.files import whole_folder
-from edgekit.pipeline.assess import artifacts, latency_step, parity_step, placement_step, task_step
+from edgekit.pipeline.assess import (
+    artifacts,
+    companion_names,
+    latency_step,
+    parity_step,
+    placement_step,
+    task_step,
+)
 from edgekit.pipeline.compress import Compressed, compress
 from edgekit.pipeline.job import Job
 from edgekit.pipeline.report_json import TargetProducts, build_report, drop
@@ -42,6 +49,7 @@ from edgekit.pipeline.steps import (
     compile_step,
     data_key,
     full_name,
+    prepare_step,
     quantize_step,
 )
 from edgekit.progress import Reporter
@@ -127,9 +135,11 @@ def _targets(job: Job) -> tuple[Target, ...]:
 
 def _line(context: Context, original: Network, network: Network, target: Target) -> TargetProducts:
     name = full_name(target)
+    compressed = network is not original
+    original, network = prepare_step(original, target), prepare_step(network, target)
     products = TargetProducts(name, target.title, folder_name(name), target.profile.host)
     inputs = network.graph.inputs
-    before = _original_products(context, original, target) if network is not original else {}
+    before = _original_products(context, original, target) if compressed else {}
     graphs = _graphs(context, network, target, products, before)
     compiled = products.products["compile"]
     products.products["placement"] = placement_step(context, target, compiled)
@@ -200,11 +210,15 @@ def _write_bundle(
     for name, target in made.items():
         (folder / target.folder).mkdir()
         paths[name] = {}
-        for kind, file in artifacts(target.products["compile"]).items():
+        compiled = target.products["compile"]
+        for kind, file in artifacts(compiled).items():
+            companions = [f"{target.folder}/{name}" for name in companion_names(compiled, kind)]
             relative = f"{target.folder}/{file.name}"
-            shutil.copyfile(file, folder / relative)
+            for path in (relative, *companions):
+                shutil.copyfile(compiled.folder / Path(path).name, folder / path)
             paths[name][kind] = relative
-            details[relative] = describe_artifact(folder / relative, context.job.preprocess.layout)
+            described = describe_artifact(folder / relative, context.job.preprocess.layout)
+            details[relative] = described.model_copy(update={"companions": tuple(companions)})
         _copy_overlays(folder, target)
     _copy_compression(folder, compressed)
     manifest = Manifest(

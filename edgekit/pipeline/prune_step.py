@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekit.graph import Graph
 from edgekit.pipeline.material import Json, Material, refit_json, sizes
 from edgekit.recipe import PruneSection
+from edgekit.target import Estimates, HasCostModel
 
 if TYPE_CHECKING:
     from edgekit.prune.groups import Groups
@@ -111,7 +112,7 @@ def _search(
         exclude=section.exclude,
         seed=section.seed,
         verify=False,  # prune_graph does it, for saved plans too
-        cost_kind=CostKind(section.cost),
+        cost_kind=CostKind(_cost_kind(material, section)),
     )
     return prune(
         graph,
@@ -210,13 +211,16 @@ def _sensitivity(material: Material, section: PruneSection, graph: Graph, groups
 
 
 def _cost_model(material: Material, section: PruneSection, graph: Graph) -> CostModel | None:
-    """The target's times of single layers, where it has them for hardware that can be timed here."""
-    from edgekit.target import HasCostModel
-
+    """The target's times of single layers, where it can time or estimate them here."""
     target = material.target
-    if not isinstance(target, HasCostModel) or not target.profile.host:
+    if not isinstance(target, HasCostModel) or not (target.profile.host or isinstance(target, Estimates)):
         return None
-    return target.cost_model(graph, section.cost, target.profile.threads)
+    return target.cost_model(graph, _cost_kind(material, section), target.profile.threads)
+
+
+def _cost_kind(material: Material, section: PruneSection) -> Literal["float", "int8"]:
+    """The number format whose latency counts: of a unit whose compiler estimates, the only one it runs."""
+    return "int8" if isinstance(material.target, Estimates) else section.cost
 
 
 def _prune_summary(step: Json) -> str:

@@ -161,7 +161,9 @@ def _target(target: TargetProducts, network: Network) -> dict[str, Any]:
     for step, key in (
         ("latency", "latency"),
         ("latency", "latency_1t"),
+        ("latency", "estimate"),
         ("parity", "parity"),
+        ("parity", "runtimes"),
         ("task", "task"),
     ):
         if target.data(step, key):
@@ -186,6 +188,9 @@ def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, se
     unmeasured = target.data("latency", "unmeasured")
     if unmeasured:
         warn(f"Latency was not measured: {unmeasured}.")
+    for node in ((entry.get("estimate") or {}).get("int8") or {}).get("missing", []):
+        remedy = f" {node['remedy']}." if node["remedy"] else ""
+        warn(f"Leaves the NPU: {node['op']} '{node['node']}': {node['reason']}.{remedy}")
     for key in ("latency", "latency_1t"):
         for note in (entry.get(key) or {}).get("notes", []):
             warn(f"Latency{', 1 thread' if key.endswith('1t') else ''}: {note}")
@@ -195,6 +200,7 @@ def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, se
         warn(f"Int8 is slower than float on this machine ({1 / speedup:.2f} times as long).")
     for text in (entry.get("parity") or {}).get("warnings", []):
         warn(f"Parity: {text}")
+    _warn_runtimes(warn, entry.get("runtimes"))
     _warn_quantization(warn, entry.get("quantization"))
     lost = drop(entry)
     if lost is not None and lost > NOTABLE_DROP:
@@ -206,6 +212,20 @@ def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, se
     note = (entry.get("task") or {}).get("note")
     if note and note != UNSEEN:
         warn(f"Evaluation: {note}")
+
+
+def _warn_runtimes(warn: Any, runtimes: dict[str, Any] | None) -> None:
+    """Outputs that differ more between runtimes than rounding explains are never passed over."""
+    if runtimes is None or runtimes["ok"]:
+        return
+    budget = runtimes["budget_steps"]
+    for runtime, rows in runtimes["outputs"].items():
+        for row in rows:
+            if row["max_steps"] > budget:
+                warn(
+                    f"Output '{row['tensor']}' is {row['max_steps']} steps off in {runtime} "
+                    f"(compared with {runtimes['reference']}; {budget} are allowed)."
+                )
 
 
 def _warn_slower(warn: Any, target: TargetProducts, entry: dict[str, Any]) -> None:
@@ -260,6 +280,7 @@ def _budget_value(name: str, target: TargetProducts, entry: dict[str, Any]) -> f
         return float(entry["artifacts"][kind]["size_bytes"]) / 1e6
     if name == "latency_ms":
         measured = (entry.get("latency") or {}).get(kind)
-        # On another machine than the profile's the figure says nothing about the budget.
-        return float(measured["value"]) if measured and target.host else None
+        # What this machine takes says nothing about another; what a compiler estimates is for the profile.
+        counts = measured is not None and (target.host or measured["method"] != "host")
+        return float(measured["value"]) if measured is not None and counts else None
     return drop(entry) if kind == "int8" else 0.0

@@ -19,6 +19,7 @@ from edgekit.pipeline.split import Part, Watched, splits
 from edgekit.pipeline.state import Product, Store, digest, listing
 from edgekit.progress import Reporter
 from edgekit.quantize.quantize import Options, QuantizeResult, quantize
+from edgekit.target import Prepares
 
 if TYPE_CHECKING:
     from edgekit.quantize.scheme import Scheme
@@ -94,6 +95,16 @@ def capture_step(context: Context) -> Network:
     return Network(graph, product.data, digest(product.data["sha256"], graph.sha256()))
 
 
+def prepare_step(network: Network, target: Target) -> Network:
+    """The network in the float form that the target wants to quantize; itself where it wants no other."""
+    if not isinstance(target, Prepares):
+        return network
+    graph = target.prepare(network.graph)
+    if len(graph.history) == len(network.graph.history):
+        return network
+    return replace(network, graph=graph, key=digest(network.key, graph.sha256()))
+
+
 def quantize_step(
     context: Context, network: Network, scheme: Scheme, options: Options
 ) -> tuple[Graph, Product]:
@@ -144,11 +155,26 @@ def compile_step(context: Context, target: Target, graphs: Mapping[str, Graph]) 
     def make(folder: Path) -> dict[str, Any]:
         found = {}
         for kind, graph in graphs.items():
-            artifact = target.compile(target.lower(graph), kind, folder)
-            found[kind] = {"path": artifact.path.name, "size_bytes": artifact.size_bytes}
+            lowered = target.lower(graph)
+            artifact = target.compile(lowered, kind, folder)
+            companions = [path.name for path in artifact.companions]
+            if artifact.path.suffix != ".onnx":
+                # The graph that it was made from is what parity is measured against, in the bundle too.
+                companions.append(reference_name(kind))
+                lowered.save(folder / companions[-1])
+            found[kind] = {
+                "path": artifact.path.name,
+                "size_bytes": artifact.size_bytes,
+                "companions": companions,
+            }
         return {"artifacts": found}
 
     return run_step(context, f"compile for {full_name(target)}", parts, make, name="compile")
+
+
+def reference_name(kind: str) -> str:
+    """File of the ONNX graph that an artifact of another format was made from."""
+    return f"{kind}.reference.onnx"
 
 
 def run_step(

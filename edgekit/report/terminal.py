@@ -13,6 +13,7 @@ from edgekit.report.numbers import DASH, Figure, items, table
 from edgekit.report.stages import stages
 from edgekit.report.summary import Row, Verdict, budget_lines, primary_metric, rows, title, verdicts
 from edgekit.report.text import Paint, clean, listed, painter, wrapped
+from edgekit.report.unit import unit_lines
 
 _SHOWN = 5
 
@@ -44,6 +45,7 @@ def summary(
             lines += _networks(target, paint)
         shown = [row for row in rows(target) if not row.page_only]
         lines += _figures(shown, paint, head="" if found is None else "compressed")
+        lines += unit_lines(target, paint, width)
         lines += quantization_lines(table(target.get("quantization")), colour=colour, width=width)
     lines += _budget(report, paint)
     warnings = report.get("warnings") or []

@@ -36,6 +36,7 @@ from edgekit.report.summary import (
     title,
     verdicts,
 )
+from edgekit.report.unit import Estimate, Runtimes, estimate, runtimes
 
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _WORST_LAYERS = 8
@@ -138,6 +139,8 @@ class TargetView:
     segments: list[Segment]
     ops: list[tuple[str, int]]
     left: list[Left]
+    estimate: Estimate | None
+    runtimes: Runtimes | None
     history: list[ChangeLine]
 
 
@@ -216,6 +219,8 @@ def _target(target: dict[str, Any], folder: Path) -> TargetView:
         segments=_segments(placement),
         ops=sorted(_ops(placement), key=lambda pair: (-pair[1], pair[0])),
         left=_left(items(placement.get("left"))),
+        estimate=estimate(target),
+        runtimes=runtimes(target),
         history=_changes(quantization.get("history")),
     )
 

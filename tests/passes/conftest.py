@@ -11,6 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from edgekit.graph import Graph
+from edgekit.passes.edit import static_shape
+from edgekit.passes.infer_shapes import infer_shapes
+from edgekit.passes.remove_unused import remove_unused
+from edgekit.passes.verify import max_difference
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 MakeGraph = Callable[..., Graph]
@@ -34,3 +38,27 @@ def weights() -> Callable[..., np.ndarray[Any, Any]]:
     """Seeded float32 numbers of a given shape."""
     random = np.random.default_rng(0)
     return lambda *shape: random.standard_normal(shape).astype(np.float32)
+
+
+def _check(before: Graph, after: Graph, tolerance: float = 1e-5) -> None:
+    """``after`` computes what ``before`` does and keeps what captured graphs promise."""
+    assert after.inputs == before.inputs
+    assert after.outputs == before.outputs
+    names = [str(node.name) for node in after.nodes]
+    assert len(set(names)) == len(names), "node names are unique"
+    tensors = [out.name for node in after.nodes for out in node.outputs if out.name]
+    assert len(set(tensors)) == len(tensors), "tensor names are unique"
+    assert remove_unused(after).history[-1].details == {"nodes": 0, "weights": 0}
+    inferred = infer_shapes(after).values()
+    for name, value in after.values().items():
+        assert static_shape(value) is not None, f"{name} has a static shape"
+        assert static_shape(value) == static_shape(inferred[name]), name
+        assert value.dtype == inferred[name].dtype, name
+    onnx.checker.check_model(after.to_proto(), full_check=True)
+    for seed in (0, 1):
+        assert max_difference(before, after, seed) <= tolerance
+
+
+@pytest.fixture
+def check_rewrite() -> Callable[..., None]:
+    return _check
