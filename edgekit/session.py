@@ -74,7 +74,7 @@ def open_runner(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Else signed codes are rewritten as unsigned ones on x86, which fails on some graphs (1.32: a Gemm at the end).
+    # Else signed codes become unsigned ones on x86, which fails on some graphs (1.32: a Gemm at the end).
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     if not integer:
         options.add_session_config_entry("session.disable_quant_qdq", "1")

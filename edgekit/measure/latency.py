@@ -1,4 +1,4 @@
-"""Latency and peak memory of ONNX files in ONNX Runtime on this machine.
+"""Latency and peak memory on this machine: of ONNX files in ONNX Runtime, of TFLite files in LiteRT.
 
 Timing happens in a process of its own, so that nothing the caller has loaded or running in threads takes
 part. Models that are compared run in that one process in alternating blocks, pinned to as many cores as there
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +47,12 @@ class LatencyResult:
     """Latency of one or more models, measured side by side.
 
     Attributes:
-        threads: ONNX Runtime threads.
+        threads: Threads of the runtime.
         latency: Milliseconds per call, by model: the median; spread ``p50 p95 min max mean count``.
         samples_ms: Every timed call, by model, in order.
         speedup: How many times faster than the first model each other one is: ratio of the medians; spread
             ``min`` and ``max`` are those of single rounds (one block of each model, right after one another).
-        peak_memory: Bytes above a process that has ONNX Runtime and the input loaded; spread ``process`` is
+        peak_memory: Bytes above a process that has the runtime and the input loaded; spread ``process`` is
             the whole process. A model is missing where the system does not tell.
         cpu: Name of this machine's CPU.
         features: Its instruction sets that matter to int8.
@@ -131,9 +131,9 @@ def measure_latency(
     """Time models that take the same inputs; the first is the one that speedups refer to.
 
     Args:
-        models: ONNX file of each model, by label (``float``, ``int8``).
+        models: File of each model, by label (``float``, ``int8``): ``.onnx`` or ``.tflite``.
         feeds: Input arrays by name.
-        threads: ONNX Runtime threads; 0 is one per physical core (or the profile's).
+        threads: Threads of the runtime; 0 is one per physical core (or the profile's).
         runs: Timed calls for each model; fewer for slow models, at least 20, see ``budget_s``.
         warmup: Untimed calls before.
         block: Timed calls of one model before the next one has its turn.
@@ -165,9 +165,9 @@ def compare(
     """Time models that need not take the same inputs, such as one model at two sizes.
 
     Args:
-        models: ONNX file of each model, by label; speedups refer to the first.
+        models: File of each model, by label: ``.onnx`` or ``.tflite``; speedups refer to the first.
         feeds: Input arrays of each model; by default random ones of the right shapes.
-        threads: ONNX Runtime threads; 0 is one per physical core (or the profile's).
+        threads: Threads of the runtime; 0 is one per physical core (or the profile's).
         effort: How long to measure.
         profile: See :func:`measure_latency`.
         memory: Also measure peak memory.
@@ -182,12 +182,41 @@ def compare(
 
 
 def random_feeds(path: Path, *, seed: int = 0) -> Arrays:
-    """Arrays for the inputs of an ONNX file: float inputs uniform in [0, 1), all others zero.
+    """Arrays for the inputs of a file: float inputs uniform in [0, 1), all others zero.
+
+    For an ONNX file and for a ``.tflite`` that edgekit wrote by ONNX name; for any other ``.tflite`` by its
+    input names, as stored.
 
     Raises:
         ToolError: The file cannot be read.
         ModelError: An input has no fixed shape.
     """
+    random = np.random.default_rng(seed)
+    specs = _tflite_inputs(path) if path.suffix == ".tflite" else _onnx_inputs(path)
+    return {
+        name: random.random(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
+        for name, shape, dtype in specs
+    }
+
+
+def _tflite_inputs(path: Path) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    from edgekit.tflite.package import ENTRY, package_io
+    from edgekit.tflite.read import read_model
+
+    try:
+        model = read_model(path.read_bytes())
+    except (OSError, ModelError) as error:
+        raise ToolError(f"cannot be read as TFLite: {error}", where=str(path)) from error
+    if ENTRY not in model.metadata:
+        for name, tensor in model.inputs.items():
+            stored = model.tensors[tensor]
+            yield name, stored.shape, stored.dtype.numpy
+        return
+    for entry in package_io(model, path).inputs:
+        yield entry.name, entry.logical, np.dtype(np.float32) if entry.scale else entry.dtype.numpy
+
+
+def _onnx_inputs(path: Path) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
     import onnx
 
     try:
@@ -195,19 +224,14 @@ def random_feeds(path: Path, *, seed: int = 0) -> Arrays:
     except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
         raise ToolError(f"cannot be read as ONNX: {error}", where=str(path)) from error
     constants = {tensor.name for tensor in graph.initializer}
-    random = np.random.default_rng(seed)
-    feeds: Arrays = {}
     for value in graph.input:
         if value.name in constants:
             continue
         tensor = value.type.tensor_type
-        shape = [int(d.dim_value) if d.HasField("dim_value") else 0 for d in tensor.shape.dim]
+        shape = tuple(int(d.dim_value) if d.HasField("dim_value") else 0 for d in tensor.shape.dim)
         if 0 in shape:
             raise ModelError(f"input '{value.name}' has no fixed shape", where=str(path), hint="Pin it first")
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        is_float = np.issubdtype(dtype, np.floating)
-        feeds[value.name] = random.random(shape).astype(dtype) if is_float else np.zeros(shape, dtype)
-    return feeds
+        yield value.name, shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
 
 
 def _measure(
@@ -247,7 +271,7 @@ def _measure(
             _WORKER, job.to_json(), threads=count, timeout_s=effort.timeout_s, progress=progress
         )
         peaks = _peaks(job, effort.timeout_s) if memory else {}
-    notes = _notes(profile, wanted, count, answer, effort.runs, len(cores))
+    notes = _notes(profile, wanted, count, answer, effort.runs, len(cores)) + _tflite_notes(models)
     return _result(answer, peaks, count, notes)
 
 
@@ -299,7 +323,7 @@ def _peaks(job: Job, timeout_s: float) -> dict[str, Measurement]:
         answer = run_worker(_WORKER, single.to_json(), threads=job.threads, timeout_s=timeout_s)
         baseline, peak = answer["baseline_bytes"], answer["peak_bytes"]
         if peak:
-            note = "above a process that has ONNX Runtime and the input loaded"
+            note = "above a process that has the runtime and the input loaded"
             spread = {"process": float(peak), "baseline": float(baseline)}
             found[label] = Measurement(float(max(0, peak - baseline)), "bytes", Method.HOST, spread, note)
     return found
@@ -327,6 +351,15 @@ def _notes(
         done = min(len(times) for times in answer["samples_ms"].values())
         notes.append(f"{done} of {runs} timed calls: the time budget was used up")
     return notes
+
+
+def _tflite_notes(models: Mapping[str, Path]) -> list[str]:
+    """What is in the time of a ``.tflite``, for the reader who compares it with an ONNX file's."""
+    labels = [f"'{label}'" for label, path in models.items() if Path(path).suffix == ".tflite"]
+    if not labels:
+        return []
+    text = "in LiteRT with XNNPACK, from codes as stored to the network's outputs, the float decoder included"
+    return [f"{', '.join(labels)} ran {text}"]
 
 
 def _check_models(models: Mapping[str, Path]) -> None:

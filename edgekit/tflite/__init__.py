@@ -1,1 +1,1 @@
-"""TFLite models written straight from a quantized graph: the library of the targets that run ``.tflite`` files."""
+"""TFLite models written straight from a quantized graph, for the targets that run ``.tflite`` files."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,7 +133,7 @@ def _load(content: bytes, kernels: Kernels, threads: int, keep_all: bool) -> Any
         Kernels.XNNPACK: OpResolverType.AUTO,
     }[kernels]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _native_messages_dropped():
             # It warns that keeping all tensors costs memory, which is what the caller asked for.
             warnings.simplefilter("ignore")
             interpreter = Interpreter(
@@ -139,10 +142,24 @@ def _load(content: bytes, kernels: Kernels, threads: int, keep_all: bool) -> Any
                 num_threads=threads,
                 experimental_preserve_all_tensors=keep_all,
             )
-        interpreter.allocate_tensors()
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"LiteRT does not accept the model: {_one_line(error)}") from None
     return interpreter
+
+
+@contextmanager
+def _native_messages_dropped() -> Iterator[None]:
+    """LiteRT writes what it does past Python to the error stream; what goes wrong it raises as well."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _or_tool_error(call: Callable[[], _T]) -> _T:

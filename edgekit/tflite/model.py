@@ -96,7 +96,8 @@ class Operator:
         inputs: Tensor names; None for an optional input that is left out.
         outputs: Tensor names.
         options: Fields of its options table, by their names in the schema; enumerations by name
-            (``padding="VALID"``, ``fusedActivationFunction="RELU6"``). Fields left out have the schema's defaults.
+            (``padding="VALID"``, ``fusedActivationFunction="RELU6"``). Fields left out have the schema's
+            defaults.
         source: Name of the ONNX node it comes from.
     """
 

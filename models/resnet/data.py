@@ -1,7 +1,7 @@
 """The model's data, as hooks a recipe names: images of the CIFAR-10 file that EDGEKIT_CIFAR10 names.
 
 The data set is not part of this project. The file holds ``train_x`` and ``test_x`` (uint8 [N, 32, 32, 3],
-RGB), and ``test_y`` (classes).
+RGB), ``train_y`` and ``test_y`` (classes).
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ def calibration() -> Iterator[Pixels]:
 
 
 def distillation() -> Iterator[Pixels]:
-    """All training images, without their classes."""
+    """All training images."""
     yield from _read("train_x")
+
+
+def distillation_labels() -> list[int]:
+    """The class of each training image."""
+    return [int(label) for label in _read("train_y")]
 
 
 def test() -> Iterator[Pixels]:
@@ -44,7 +49,7 @@ def test_labels() -> list[int]:
 
 def _read(name: str) -> npt.NDArray[np.uint8]:
     path = os.environ.get(VARIABLE, "")
-    hint = f"Set {VARIABLE} to an .npz file with train_x, test_x and test_y"
+    hint = f"Set {VARIABLE} to an .npz file with train_x, train_y, test_x and test_y"
     if not path or not Path(path).is_file():
         raise DataError("CIFAR-10 is not there", where=path or VARIABLE, hint=hint)
     with np.load(path) as arrays:

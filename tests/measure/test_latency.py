@@ -184,3 +184,54 @@ def test_random_feeds_fit_the_model_and_repeat(tmp_path: Path) -> None:
 def test_random_feeds_need_fixed_shapes(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'x' has no fixed shape"):
         random_feeds(_stack(tmp_path / "f.onnx", 1, size="side"))
+
+
+def _relu(path: Path, *, package: bool) -> Path:
+    """A .tflite with one RELU, as another tool writes it or with edgekit's metadata."""
+    from edgekit.tflite.model import DType, Operator, Quantization, Tensor, TfliteModel
+    from edgekit.tflite.package import ENTRY, IoTensor, PackageIo
+    from edgekit.tflite.write import write_model
+
+    step = Quantization.single(0.01, -128)
+    tensors = {n: Tensor(n, (1, 24, 24, 16), DType.INT8, step) for n in ("a", "b")}
+    ends = [
+        IoTensor(
+            name=name, tensor=tensor, logical=(1, 16, 24, 24), shape=(1, 24, 24, 16), axes=(0, 2, 3, 1),
+            dtype=DType.INT8, scale=0.01, zero_point=-128,
+        )
+        for name, tensor in ("xi", "yo")
+    ]  # fmt: skip
+    io = PackageIo(inputs=(ends[0],), outputs=(ends[1],), results=("y",))
+    metadata = {ENTRY: io.model_dump_json()} if package else {}
+    operator = Operator("RELU", ("a",), ("b",))
+    path.write_bytes(write_model(TfliteModel(tensors, (operator,), {"i": "a"}, {"o": "b"}, metadata)))
+    return path
+
+
+def test_onnx_and_tflite_files_are_timed_in_one_run(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    models = {
+        "float": _stack(tmp_path / "f.onnx", 12),
+        "int8": _relu(tmp_path / "i.tflite", package=True),
+        "other": _relu(tmp_path / "o.tflite", package=False),
+    }
+    feeds = {label: random_feeds(path) for label, path in models.items()}
+    assert feeds["int8"].keys() == feeds["float"].keys() == {"x"}
+    assert feeds["int8"]["x"].shape == (1, 16, 24, 24)
+    assert (feeds["other"]["i"].dtype, feeds["other"]["i"].shape) == (np.int8, (1, 24, 24, 16))
+    result = compare(models, threads=1, effort=Effort(runs=10))
+    assert result.speedup["int8"].value > 1
+    assert result.latency["other"].spread["count"] == 10
+    assert "'int8', 'other' ran in LiteRT" in result.notes[-1]
+    if Path("/proc/self/status").is_file():
+        assert result.peak_memory["int8"].value < 30e6
+
+
+def test_a_broken_tflite_is_a_tool_error(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(b"planted")
+    with pytest.raises(ToolError, match=r"broken\.tflite: cannot be read as TFLite"):
+        compare({"a": broken})
+    with pytest.raises(ToolError, match=r"model 'a': .*TFLite"):
+        measure_latency({"a": broken}, FEEDS, threads=1)

@@ -19,9 +19,13 @@ EVERY = [f"{summary.name}:{profile}" for summary in registry.list_targets() for 
 STEP = 0.05
 
 
-def _graph(quantized: bool) -> Graph:
+#: Package that a target's runtime is, where it does not come with edgekit.
+NEEDS = {"litert": "ai_edge_litert", "tflm": "tflite_micro", "ethos-u": "ethosu"}
+
+
+def _graph(quantized: bool, activation: np.dtype[Any] | None = None) -> Graph:
     """conv3x3 with ReLU and global average pooling; in the quantized form with Q and DQ nodes around the
-    conv."""
+    conv, whose activations are of the type given, uint8 without."""
     random = np.random.default_rng(0)
     weight = random.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
     bias = np.zeros(8, np.float32)
@@ -31,8 +35,10 @@ def _graph(quantized: bool) -> Graph:
     nodes = []
     if quantized:
         arrays |= {"wq": codes, "ws": scales.astype(np.float32), "wz": np.zeros(8, np.int8)}
-        arrays |= {"s": np.array(STEP, np.float32), "z": np.array(128, np.uint8)}
-        arrays |= {"r": np.array(STEP, np.float32), "rz": np.array(0, np.uint8)}
+        codes_of = np.dtype(np.uint8) if activation is None else activation
+        lowest = int(np.iinfo(codes_of).min)
+        arrays |= {"s": np.array(STEP, np.float32), "z": np.array(lowest + 128, codes_of)}
+        arrays |= {"r": np.array(STEP, np.float32), "rz": np.array(lowest, codes_of)}
         del arrays["b"]
         arrays |= {
             "bq": np.zeros(8, np.int32),
@@ -82,6 +88,18 @@ def target(name: str) -> Target:
     return registry.load_target(name)
 
 
+@pytest.fixture
+def runtime(target: Target) -> None:
+    """Skips where the package of the target's runtime is not installed."""
+    if target.name in NEEDS:
+        pytest.importorskip(NEEDS[target.name])
+
+
+def _quantized(target: Target) -> Graph:
+    """The quantized network in the target's own format of activations."""
+    return _graph(True, None if target.scheme is None else np.dtype(target.scheme.activation.value))
+
+
 def test_it_has_a_name_a_title_and_the_profile_that_was_asked_for(name: str, target: Target) -> None:
     assert f"{target.name}:{target.profile.name}" == name
     assert target.title
@@ -102,6 +120,7 @@ def test_every_figure_of_a_board_has_a_source(target: Target) -> None:
         assert target.profile.memory_bytes > 0
 
 
+@pytest.mark.usefixtures("runtime")
 def test_the_float_model_compiled_computes_what_onnx_runtime_computes(target: Target, tmp_path: Path) -> None:
     graph = _graph(quantized=False)
     before = graph.sha256()
@@ -115,8 +134,9 @@ def test_the_float_model_compiled_computes_what_onnx_runtime_computes(target: Ta
     np.testing.assert_allclose(got["y"], expected["y"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("runtime")
 def test_the_quantized_model_computes_what_its_file_says(target: Target, tmp_path: Path) -> None:
-    graph = _graph(quantized=True)
+    graph = _quantized(target)
     artifact = target.compile(target.lower(graph), "int8", tmp_path)
     expected = open_runner(graph, threads=1, optimize=False).run(_feeds())
     got = target.open(artifact.path, threads=1).run(_feeds())
@@ -126,14 +146,16 @@ def test_the_quantized_model_computes_what_its_file_says(target: Target, tmp_pat
     assert np.abs(got["y"]).max() > STEP
 
 
+@pytest.mark.usefixtures("runtime")
 def test_it_opens_with_the_profiles_own_threads(target: Target, tmp_path: Path) -> None:
     artifact = target.compile(_graph(quantized=False), "float", tmp_path)
     assert target.open(artifact.path).run(_feeds())["y"].shape == (1, 8, 1, 1)
 
 
+@pytest.mark.usefixtures("runtime")
 def test_placement_accounts_for_every_node(target: Target, tmp_path: Path) -> None:
     float_path = target.compile(target.lower(_graph(quantized=False)), "float", tmp_path).path
-    int8_path = target.compile(target.lower(_graph(quantized=True)), "int8", tmp_path).path
+    int8_path = target.compile(target.lower(_quantized(target)), "int8", tmp_path).path
     plain, quantized = target.placement(float_path), target.placement(int8_path)
     assert plain.integer_nodes == plain.conversions == 0
     assert plain.float_nodes == sum(plain.ops.values()) > 0
@@ -150,6 +172,7 @@ def test_an_unknown_kind_is_refused_and_nothing_is_written(target: Target, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize("content", [None, b"", b"not a model"])
 def test_a_missing_or_broken_artifact_is_a_model_error(
     target: Target, tmp_path: Path, content: bytes | None

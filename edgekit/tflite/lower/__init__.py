@@ -1,0 +1,1 @@
+"""From an ONNX graph to a TFLite model: layouts, then one operator after the other."""

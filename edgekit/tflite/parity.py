@@ -1,0 +1,171 @@
+"""The same int8 network in several runtimes: how many steps their codes are apart.
+
+Everything is compared with LiteRT's reference kernels. Edgekit's integer reference must give the very same
+codes; LiteRT's fast kernels and ONNX Runtime, which computes in float between QuantizeLinear and
+DequantizeLinear, round differently here and there, and a code that is one step off moves others behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.graph import Graph
+from edgekit.session import Arrays, open_runner
+from edgekit.target import CodeDifference, RuntimeParity
+from edgekit.tflite.interpreter import Kernels, LiteRt
+from edgekit.tflite.model import Array, TfliteModel
+from edgekit.tflite.package import PackageIo, open_package
+
+REFERENCE = "LiteRT, reference kernels"
+INTEGER = "integer reference"
+XNNPACK = "LiteRT, XNNPACK"
+ONNX = "ONNX Runtime"
+#: Steps that an output may be off.
+BUDGET_STEPS = 2
+
+
+@dataclass
+class _Sum:
+    """Differences of one tensor over all samples."""
+
+    op: str
+    count: int = 0
+    different: int = 0
+    largest: int = 0
+
+    def add(self, a: Array, b: Array) -> None:
+        steps = np.abs(a.astype(np.int64).ravel() - b.astype(np.int64).ravel())
+        self.count += steps.size
+        self.different += int(np.count_nonzero(steps))
+        self.largest = max(self.largest, int(steps.max(initial=0)))
+
+    def row(self, tensor: str) -> CodeDifference:
+        return CodeDifference(tensor, self.op, self.different / max(self.count, 1), self.largest)
+
+
+@dataclass
+class _Table:
+    """Differences of one runtime from the reference, by tensor."""
+
+    sums: dict[str, _Sum] = field(default_factory=dict)
+
+    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array], ops: Mapping[str, str]) -> None:
+        for name, codes in expected.items():
+            if name in found:
+                self.sums.setdefault(name, _Sum(ops.get(name, ""))).add(codes, found[name])
+
+    def rows(self) -> tuple[CodeDifference, ...]:
+        return tuple(total.row(name) for name, total in self.sums.items())
+
+
+def compare_runtimes(
+    path: Path, graph: Graph, feeds: Sequence[Mapping[str, Array]], *, budget_steps: int = BUDGET_STEPS
+) -> RuntimeParity:
+    """Run a package in all runtimes that are here.
+
+    Args:
+        path: A ``.tflite`` that :func:`edgekit.tflite.package.write_package` wrote, with quantized inputs and
+            outputs.
+        graph: The QDQ graph that it was made from.
+        feeds: Float inputs by ONNX name, one entry for each sample.
+        budget_steps: Steps that an output may be off.
+
+    Raises:
+        ModelError: A file cannot be used.
+        ToolError: LiteRT is not installed.
+    """
+    from edgekit.tflite.lower.lower import lower
+    from edgekit.tflite.reference.run import Reference
+    from edgekit.tflite.split import split
+
+    model = lower(split(graph).body).model
+    package = open_package(path, kernels=Kernels.XNNPACK)
+    plain = LiteRt(path, kernels=Kernels.REFERENCE, keep_all=True)
+    inner = _Inner.of(model, graph)
+    integer = Reference(model)
+    exact = open_runner(graph, threads=1, optimize=False, extra_outputs=list(inner.codes.values()))
+    outputs = {name: _Table() for name in (INTEGER, XNNPACK, ONNX)}
+    layers = {name: _Table() for name in (INTEGER, ONNX)}
+    for feed in feeds:
+        stored = package.prepare(feed)
+        expected = _by_name(package.bindings, plain.run(stored))
+        tensors = plain.tensors()
+        mine = integer.run(stored, keep=list(inner.codes))
+        other = exact.run(feed)
+        known = {t: tensors[t] for t in inner.codes if t in tensors}
+        outputs[INTEGER].add(expected, _by_name(package.bindings, mine), inner.ops)
+        outputs[XNNPACK].add(expected, _named(package.run_codes(feed)), inner.ops)
+        outputs[ONNX].add(expected, _onnx_outputs(package.bindings, other), inner.ops)
+        layers[INTEGER].add(known, mine, inner.ops)
+        layers[ONNX].add(known, dict(inner.stored(other)), inner.ops)
+    return RuntimeParity(
+        reference=REFERENCE,
+        budget_steps=budget_steps,
+        samples=len(feeds),
+        outputs={name: table.rows() for name, table in outputs.items()},
+        layers={name: table.rows() for name, table in layers.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """The tensors that the TFLite model and the QDQ graph have in common.
+
+    Attributes:
+        codes: Name of the codes in the QDQ graph, by tensor of the model.
+        ops: What computes each tensor.
+        model: The model.
+    """
+
+    codes: dict[str, str]
+    ops: dict[str, str]
+    model: TfliteModel
+
+    @classmethod
+    def of(cls, model: TfliteModel, graph: Graph) -> _Inner:
+        values = graph.values()
+        found = {}
+        for name, tensor in model.tensors.items():
+            if tensor.data is not None or tensor.axes is None or tensor.quantization is None:
+                continue
+            for label in (tensor.source, f"{tensor.source}_{tensor.dtype.value}"):
+                value = values.get(f"{label}_quantized")
+                if value is not None and value.dtype == ir.DataType.from_numpy(tensor.dtype.numpy):
+                    found[name] = str(value.name)
+                    break
+        ops = {out: operator.op for operator in model.operators for out in operator.outputs}
+        return cls(found, ops, model)
+
+    def stored(self, arrays: Arrays) -> Iterator[tuple[str, Array]]:
+        """Codes of the QDQ graph as the model stores them."""
+        for name, codes in self.codes.items():
+            tensor = self.model.tensors[name]
+            if tensor.axes is not None and arrays[codes].ndim == len(tensor.axes):
+                yield name, arrays[codes].transpose(tensor.axes).reshape(tensor.shape)
+
+
+def _label(name: str) -> str:
+    """An output by the name of the float tensor that its codes stand for."""
+    return name.removesuffix("_dequantized")
+
+
+def _by_name(io: PackageIo, stored: Mapping[str, Array]) -> dict[str, Array]:
+    return {_label(entry.name): entry.arrange(stored[entry.tensor]) for entry in io.outputs}
+
+
+def _named(codes: Mapping[str, Array]) -> dict[str, Array]:
+    return {_label(name): value for name, value in codes.items()}
+
+
+def _onnx_outputs(io: PackageIo, arrays: Arrays) -> dict[str, Array]:
+    found = {}
+    for entry in io.outputs:
+        codes = f"{_label(entry.name)}_quantized"
+        if codes in arrays:
+            found[_label(entry.name)] = arrays[codes]
+    return found

@@ -1,0 +1,19 @@
+"""LiteRT (TensorFlow Lite) on a CPU: this machine's, or that of a board or phone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekit.target import Target
+
+
+def create(profile: str | None = None) -> Target:
+    """The target for ``profile``, or for the default profile.
+
+    Raises:
+        UnknownNameError: There is no such profile.
+    """
+    from edgekit.targets.litert.target import LiteRtTarget
+
+    return LiteRtTarget.create(profile)
