@@ -271,6 +271,7 @@ def write_package(
     folder: Path,
     *,
     io: Literal["quantized", "float"] = "quantized",
+    mixed: bool = False,
     check: Callable[[TfliteModel], None] | None = None,
 ) -> Package:
     """Split, lower and write a network as ``<stem>.tflite`` and, where needed, ONNX files beside it.
@@ -280,6 +281,7 @@ def write_package(
         stem: Name of the files.
         folder: Where they go; files of an earlier package of that name are replaced.
         io: Element type of the ``.tflite``'s inputs and outputs.
+        mixed: Whether nodes between integer ones may compute in float.
         check: Sees the model before anything is written, and may refuse it.
 
     Raises:
@@ -291,7 +293,7 @@ def write_package(
     from edgekit.tflite.split import split
     from edgekit.tflite.write import write_model
 
-    parts = split(_with_shapes(graph))
+    parts = split(_with_shapes(graph), mixed=mixed)
     lowered = lower(parts.body, io=io)
     if check is not None:
         check(lowered.model)

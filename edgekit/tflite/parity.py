@@ -64,7 +64,12 @@ class _Table:
 
 
 def compare_runtimes(
-    path: Path, graph: Graph, feeds: Sequence[Mapping[str, Array]], *, budget_steps: int = BUDGET_STEPS
+    path: Path,
+    graph: Graph,
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    mixed: bool = False,
+    budget_steps: int = BUDGET_STEPS,
 ) -> RuntimeParity:
     """Run a package in all runtimes that are here.
 
@@ -73,6 +78,7 @@ def compare_runtimes(
             outputs.
         graph: The QDQ graph that it was made from.
         feeds: Float inputs by ONNX name, one entry for each sample.
+        mixed: As it was written.
         budget_steps: Steps that an output may be off.
 
     Raises:
@@ -83,9 +89,11 @@ def compare_runtimes(
     from edgekit.tflite.reference.run import Reference
     from edgekit.tflite.split import split
 
-    model = lower(split(graph).body).model
+    model = lower(split(graph, mixed=mixed).body).model
     package = open_package(path, kernels=Kernels.XNNPACK)
-    plain = LiteRt(path, kernels=Kernels.REFERENCE, keep_all=True)
+    # Inner tensors are kept by a second interpreter: whether they share memory must not change the outputs.
+    plain = LiteRt(path, kernels=Kernels.REFERENCE)
+    kept = LiteRt(path, kernels=Kernels.REFERENCE, keep_all=True)
     inner = _Inner.of(model, graph)
     integer = Reference(model)
     exact = open_runner(graph, threads=1, optimize=False, extra_outputs=list(inner.codes.values()))
@@ -94,7 +102,8 @@ def compare_runtimes(
     for feed in feeds:
         stored = package.prepare(feed)
         expected = _by_name(package.bindings, plain.run(stored))
-        tensors = plain.tensors()
+        kept.run(stored)
+        tensors = kept.tensors()
         mine = integer.run(stored, keep=list(inner.codes))
         other = exact.run(feed)
         known = {t: tensors[t] for t in inner.codes if t in tensors}

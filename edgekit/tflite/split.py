@@ -5,7 +5,8 @@
 2. The *front* holds float nodes that nothing quantized feeds: casts and masks made from the graph's inputs.
    Looking up rows of a stored table is no part of it where the result is quantized at once: codes can be
    looked up as well.
-3. The *body* is the rest. A node in it that computes in float, between integer ones, is refused.
+3. The *body* is the rest. A node in it that computes in float is refused; where float is allowed (``mixed``)
+   it becomes a float operator, and so do the nodes of the front that TFLite has operators for.
 4. A graph without QuantizeLinear is all body.
 """
 
@@ -17,8 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph import Graph, TensorSpec
+from edgekit.graph import Graph, TensorSpec, array
+from edgekit.quantize.plan import MAC_OPS
 from edgekit.tflite.lower.refuse import RefusedError, RefusedNode, RefusedNodesError
+from edgekit.tflite.lower.registry import LOWERINGS
 from edgekit.tflite.lower.view import constant, fusable, is_op, quantization_of, quantizer
 from edgekit.tflite.model import Quantization
 
@@ -62,12 +65,13 @@ class Split:
     outputs: tuple[Port, ...]
 
 
-def split(graph: Graph, reasons: Mapping[str, str] | None = None) -> Split:
+def split(graph: Graph, reasons: Mapping[str, str] | None = None, *, mixed: bool = False) -> Split:
     """Cut a QDQ graph at its float parts.
 
     Args:
         graph: A QDQ graph, or a plain float graph.
         reasons: Why nodes were left in float, by name, where the caller has the plan of the quantization.
+        mixed: Whether what runs the body computes in float too.
 
     Raises:
         RefusedNodesError: Float nodes stand between integer ones; all of them are named.
@@ -78,8 +82,11 @@ def split(graph: Graph, reasons: Mapping[str, str] | None = None) -> Split:
         return _result(graph, graph, None, None)
     tail = _tail(nodes)
     front = _front(nodes, tail)
+    if mixed:
+        front = _only_unknown(nodes, front)
     body = [n for n in nodes if n not in tail and n not in front]
-    _refuse_float(body, front, reasons or {})
+    if not mixed:
+        _refuse_float(body, front, reasons or {})
     ends = _ends(body, tail)
     starts = _starts(whole, body)
     body_graph = _part(graph, starts, ends)
@@ -116,6 +123,32 @@ def _front(nodes: Sequence[ir.Node], tail: set[ir.Node]) -> set[ir.Node]:
     # What reads a stored tensor through DequantizeLinear and is not fed is integer work on an input.
     quantized = {n for n in found if any(_is_stored_codes(v) for v in n.inputs)}
     return found - quantized
+
+
+def _only_unknown(nodes: Sequence[ir.Node], front: set[ir.Node]) -> set[ir.Node]:
+    """The nodes of the front that have no operator in TFLite, or do not compute in float, and all before
+    them."""
+    found: set[ir.Node] = set()
+    for node in reversed(nodes):
+        floats = all(v.dtype == ir.DataType.FLOAT for v in node.outputs)
+        known = node.op_type in LOWERINGS and node.domain in ("", "ai.onnx")
+        needed = any(user in found for v in node.outputs for user in v.consumers())
+        if node in front and (needed or not (floats and known)):
+            found.add(node)
+    return found
+
+
+def float_nodes(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """The nodes that compute in float: they read or write float tensors that stand for no codes."""
+    found = set()
+    for node in nodes:
+        if not is_op(node, "QuantizeLinear", "DequantizeLinear") and not _is_lookup(node):
+            weight = node.inputs[1] if node.op_type in MAC_OPS and len(node.inputs) > 1 else None
+            if _float_rule(node) or (weight is not None and array(weight) is not None):
+                found.add(node)
+    for node in list(found):  # the activation that a float kernel absorbs
+        found.update(user for v in node.outputs for user in v.consumers() if absorbed_by(user) is node)
+    return found
 
 
 def _is_stored_codes(value: ir.Value | None) -> bool:
@@ -166,7 +199,7 @@ def _float_rule(node: ir.Node) -> str:
 
 def absorbed_by(node: ir.Node) -> ir.Node | None:
     """The node whose kernel computes this activation too, or None."""
-    value = node.inputs[0] if node.inputs else None
+    value = next((v for v in node.inputs if v is not None and constant(v) is None), None)
     if value is None or fusable(value) is not node or quantizer(value) is not None:
         return None
     maker = value.producer()

@@ -70,7 +70,7 @@ class LiteRtTarget:
 
         if kind not in KINDS:
             raise UsageError(f"there is no artifact kind '{kind}'", valid=KINDS)
-        package = write_package(graph, kind, folder)
+        package = write_package(graph, kind, folder, mixed=True)
         return Artifact(kind, package.path, package.size_bytes, package.companions)
 
     def open(self, path: Path, *, threads: int | None = None) -> PackageRunner:
@@ -122,7 +122,7 @@ class LiteRtTarget:
         """
         from edgekit.tflite.parity import compare_runtimes
 
-        return compare_runtimes(path, graph, feeds)
+        return compare_runtimes(path, graph, feeds, mixed=True)
 
     def delegation(self, path: Path) -> Delegation:
         """Which of the operators of a file XNNPACK takes over on this machine.

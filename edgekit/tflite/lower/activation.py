@@ -77,9 +77,6 @@ def relu(ctx: Builder, node: ir.Node) -> None:
 def along_axis(ctx: Builder, node: ir.Node) -> None:
     """SOFTMAX, LOG_SOFTMAX or L2_NORMALIZATION; the order of elements within the axis is free."""
     axis = int_attribute(node, "axis", -1) % len(ctx.val(node).shape)
-    if ctx.val(node).shape[axis] == 1:
-        # LiteRT's kernels do not give the constant that it is.
-        raise RefusedError("it works along an axis of one element", "replace it by the constant it computes")
     val = innermost(ctx, ctx.val(node), axis, node)
     if node.op_type == "Softmax":
         op, options, fixed = "SOFTMAX", {"beta": 1.0}, fixed_form(val.dtype, 1 / 256, -128)

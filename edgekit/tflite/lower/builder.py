@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,6 +111,22 @@ class Builder:
         Raises:
             RefusedError: It is stored, or an input of the graph that should have been quantized.
         """
+        found = self.any_val(node, index)
+        if self.quantized and found.dtype is DType.FLOAT32:
+            raise RefusedError(
+                f"its input '{node.inputs[index].name}' is not quantized",  # type: ignore[union-attr]
+                "give its operator a rule in the scheme",
+            )
+        if not self.quantized and found.quantization is not None:
+            return self._dequantized(found, node)
+        return found
+
+    def any_val(self, node: ir.Node, index: int = 0) -> Val:
+        """The computed tensor that a node reads, float or codes.
+
+        Raises:
+            RefusedError: It is stored.
+        """
         value = node.inputs[index]
         if value is None:
             raise RefusedError(f"it has no input {index}", "give it one")
@@ -118,11 +135,27 @@ class Builder:
             found = self.values.get(str(codes.outputs[0].name))
         if found is None:
             raise RefusedError(f"its input {index} is stored, not computed", "fold constants before")
-        if self.quantized and found.dtype is DType.FLOAT32:
-            raise RefusedError(
-                f"its input '{value.name}' is not quantized", "give its operator a rule in the scheme"
-            )
         return found
+
+    @contextmanager
+    def in_float(self, active: bool) -> Iterator[None]:
+        """Whether what is lowered meanwhile computes in float."""
+        before, self.quantized = self.quantized, self.quantized and not active
+        try:
+            yield
+        finally:
+            self.quantized = before
+
+    def _dequantized(self, val: Val, node: ir.Node) -> Val:
+        key = ("dequantize", val.tensor)
+        if key not in self._shared:
+            new = self.like(val, f"{val.tensor}_float", dtype=DType.FLOAT32, quantization=None)
+            self.emit("DEQUANTIZE", [val.tensor], [new.tensor], source=node)
+            note = LayoutNote("DEQUANTIZE", str(node.name), "its reader computes in float")
+            self.notes.append((new.tensor, note))
+            self._shared[key] = new
+        made = self._shared[key]
+        return replace(val, tensor=made.tensor, dims=made.dims, dtype=DType.FLOAT32, quantization=None)
 
     def const(self, node: ir.Node, index: int) -> Const | None:
         """The stored operand that a node reads, or None."""

@@ -74,6 +74,7 @@ def bias_of(
     scales: Quantization | None,
     outputs: int,
     order: Array | None = None,
+    added: Array | None = None,
 ) -> str:
     """The bias as a kernel adds it to its accumulator: step = input step x weight step, zero where none is.
 
@@ -84,8 +85,9 @@ def bias_of(
         scales: Of the weights, in the order in which output channels are stored.
         outputs: Output channels.
         order: Output channels in the order in which they are stored.
+        added: The bias, where it is no input of the node.
     """
-    bias = ctx.const(node, 2)
+    bias = ctx.const(node, 2) if added is None else Const(f"{node.name}/bias", added)
     if bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:
         raise RefusedError("its bias is computed, not stored", "fold constants before")
     real = np.zeros(outputs, np.float32) if bias is None else bias.real().reshape(-1)

@@ -21,7 +21,7 @@ from edgekit.tflite.lower.layout import (
 )
 from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.lower.registry import lowering
-from edgekit.tflite.lower.view import Const
+from edgekit.tflite.lower.view import Const, added_bias, fusable, is_op
 
 
 @lowering("Gemm")
@@ -44,15 +44,19 @@ def matmul(ctx: Builder, node: ir.Node) -> None:
         raise RefusedError("its stored weights are the first factor", "transpose both factors and the result")
     weight = ctx.const(node, 1)
     if weight is not None and weight.data.ndim == 2:
-        _fully_connected(ctx, node, weight_of(ctx, node), 1)
+        behind = fusable(node.outputs[0])
+        add = behind if behind is not None and is_op(behind, "Add") else None
+        _fully_connected(ctx, node, weight_of(ctx, node), 1, add)
         return
     if len(shape_of(node.inputs[0])) < 2 or len(shape_of(node.inputs[1])) < 2:
         raise RefusedError("one of its factors is a vector", "give both factors rank 2 or more")
     _batch_matmul(ctx, node)
 
 
-def _fully_connected(ctx: Builder, node: ir.Node, weight: Const, out_axis: int) -> None:
-    """``weight`` is [out, in] for ``out_axis`` 0, else [in, out]."""
+def _fully_connected(
+    ctx: Builder, node: ir.Node, weight: Const, out_axis: int, add: ir.Node | None = None
+) -> None:
+    """``weight`` is [out, in] for ``out_axis`` 0, else [in, out]; ``add`` adds the bias of a MatMul."""
     val = ctx.val(node)
     inner = val.shape[-1]
     stored = weight.data if out_axis == 0 else weight.data.T
@@ -65,10 +69,15 @@ def _fully_connected(ctx: Builder, node: ir.Node, weight: Const, out_axis: int) 
     out = shape_of(node.outputs[0])
     scales = weight_quantization(weight, out_axis, 0)
     label = weight.name if len(tail) <= 1 else f"{weight.name}/stored"
-    inputs = [val.tensor, ctx.store(label, stored, scales), bias_of(ctx, node, val, scales, units)]
+    added = None if add is None else added_bias(add)
+    bias = bias_of(ctx, node, val, scales, units, added=added)
+    inputs = [val.tensor, ctx.store(label, stored, scales), bias]
+    if add is not None:
+        ctx.done.add(str(add.name))
     order = from_atoms(out, [*head, Atom(len(out) - 1, units, 1)])
     options = {"keepNumDims": len(val.dims) != 2}
-    compute(ctx, node, "FULLY_CONNECTED", inputs, order, (*val.dims[:-1], units), options, fuse=True)
+    last = node if add is None else add
+    compute(ctx, last, "FULLY_CONNECTED", inputs, order, (*val.dims[:-1], units), options, fuse=True)
 
 
 def _contracted_last(ctx: Builder, val: Val, node: ir.Node) -> tuple[Val, tuple[Atom, ...], tuple[Atom, ...]]:

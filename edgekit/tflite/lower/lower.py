@@ -26,6 +26,7 @@ from edgekit.tflite.lower.refuse import RefusedError, RefusedNode, RefusedNodesE
 from edgekit.tflite.lower.registry import LOWERINGS
 from edgekit.tflite.lower.view import is_op, plain_name, quantization_of, quantizer
 from edgekit.tflite.model import DType, Tensor, TfliteModel
+from edgekit.tflite.split import float_nodes
 
 #: Modules whose functions register themselves.
 _MODULES = (activation, conv, elementwise, linear, pool, shape, spatial)
@@ -96,7 +97,7 @@ def lower(
     """Write a graph in TFLite's operators.
 
     Args:
-        body: A QDQ graph without float parts (:func:`edgekit.tflite.split.split`), or a plain float graph.
+        body: A QDQ graph (:func:`edgekit.tflite.split.split`), or a plain float graph.
         io: ``float`` puts a QUANTIZE behind every input and a DEQUANTIZE before every output.
         metadata: Entries of the file.
         description: One line for people.
@@ -107,7 +108,7 @@ def lower(
     nodes = list(body.nodes)
     ctx = Builder(any(is_op(n, "QuantizeLinear") for n in nodes), blocks=spatial.block_hints(nodes))
     inputs = _inputs(ctx, body, io)
-    refused = _lower_nodes(ctx, nodes)
+    refused = _lower_nodes(ctx, nodes, float_nodes(nodes) if ctx.quantized else set())
     if refused:
         raise RefusedNodesError("TFLite cannot run the network", refused)
     outputs = tuple(_output(ctx, value, io) for value in body.model.graph.outputs)
@@ -123,13 +124,14 @@ def lower(
     return Lowered(model, inputs, outputs, tuple(note for _, note in ctx.notes))
 
 
-def _lower_nodes(ctx: Builder, nodes: list[ir.Node]) -> tuple[RefusedNode, ...]:
+def _lower_nodes(ctx: Builder, nodes: list[ir.Node], floats: set[ir.Node]) -> tuple[RefusedNode, ...]:
     refused = []
     for node in nodes:
         if str(node.name) in ctx.done:
             continue
         try:
-            _lower_node(ctx, node)
+            with ctx.in_float(node in floats):
+                _lower_node(ctx, node)
         except RefusedError as error:
             refused.append(RefusedNode(str(node.name), node.op_type, error.rule, error.remedy))
             _stand_in(ctx, node)
@@ -144,8 +146,12 @@ def _lower_node(ctx: Builder, node: ir.Node) -> None:
         return
     if is_op(node, "QuantizeLinear"):
         quantization, dtype = quantization_of(node)
-        why = "its reader takes other codes than its writer makes"
-        ctx.bind(node.outputs[0], ctx.requantized(ctx.val(node), Form(dtype, quantization), node, why))
+        source = ctx.any_val(node)
+        coded = source.quantization is not None
+        why = (
+            "its reader takes other codes than its writer makes" if coded else "its writer computes in float"
+        )
+        ctx.bind(node.outputs[0], ctx.requantized(source, Form(dtype, quantization), node, why))
         return
     function = LOWERINGS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if function is None:

@@ -101,12 +101,36 @@ def quantizer(value: ir.Value) -> ir.Node | None:
 
 
 def fusable(value: ir.Value) -> ir.Node | None:
-    """The activation that alone reads ``value``, which nothing quantizes before it."""
-    readers = value.consumers()
-    if len(readers) != 1 or value.is_graph_output() or not is_op(readers[0], *FUSABLE):
+    """The node that alone reads ``value``, which nothing quantizes before it, and that its kernel absorbs.
+
+    Activations, the bias that is added behind a MatMul with stored weights, and the Reciprocal of a Sqrt.
+    """
+    readers, maker = value.consumers(), value.producer()
+    if len(readers) != 1 or value.is_graph_output():
         return None
-    bounds = [array(v) for v in readers[0].inputs[1:] if v is not None]
-    return readers[0] if all(b is not None for b in bounds) else None
+    reader = readers[0]
+    if is_op(maker, "Sqrt") and is_op(reader, "Reciprocal"):
+        return reader
+    if is_op(maker, "MatMul") and is_op(reader, "Add"):
+        return reader if added_bias(reader) is not None else None
+    if not is_op(reader, *FUSABLE):
+        return None
+    bounds = [array(v) for v in reader.inputs[1:] if v is not None]
+    return reader if all(b is not None for b in bounds) else None
+
+
+def added_bias(node: ir.Node) -> Array | None:
+    """The stored vector that an Add puts on the outputs of a MatMul with stored weights, as its bias."""
+    for index in (0, 1):
+        value, product = node.inputs[index], node.inputs[1 - index]
+        maker = None if product is None else product.producer()
+        bias = array(value)
+        if bias is None or not is_op(maker, "MatMul"):
+            continue
+        weight = constant(maker.inputs[1])  # type: ignore[union-attr]
+        if weight is not None and weight.data.ndim == 2 and bias.shape == (weight.data.shape[1],):
+            return bias
+    return None
 
 
 def bounds_of(node: ir.Node) -> tuple[float, float]:
