@@ -180,12 +180,14 @@ class CodeDifference:
         tensor: Name of the ONNX tensor.
         op: What computes it.
         different: Share of the codes that differ.
+        rms_steps: Root mean square of the differences.
         max_steps: Largest difference.
     """
 
     tensor: str
     op: str
     different: float
+    rms_steps: float
     max_steps: int
 
 

@@ -52,8 +52,10 @@ class RuntimeRow:
 
     runtime: str
     steps: str
+    rms: str
     different: str
     layer_steps: str
+    layer_rms: str
     layer_different: str
     tone: str
 
@@ -101,14 +103,16 @@ def runtimes(target: dict[str, Any]) -> Runtimes | None:
     layers = table(entry.get("layers"))
     rows = []
     for name, raw in table(entry.get("outputs")).items():
-        steps, different = _worst(raw)
-        layer_steps, layer_different = _worst(layers.get(name))
+        steps, rms, different = _worst(raw)
+        layer_steps, layer_rms, layer_different = _worst(layers.get(name))
         rows.append(
             RuntimeRow(
                 name,
-                "" if steps is None else f"{steps:.0f}",
+                _steps(steps, 0),
+                _steps(rms, 2),
                 _percent(different),
-                "" if layer_steps is None else f"{layer_steps:.0f}",
+                _steps(layer_steps, 0),
+                _steps(layer_rms, 2),
                 _percent(layer_different),
                 "bad" if steps is not None and steps > budget else "",
             )
@@ -138,7 +142,7 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
         for row in between.rows:
             text = f"{row.runtime}: {row.steps or 'not compared'}"
             if row.steps and row.steps != "0":
-                text += f" at most, {row.different} of the codes differ"
+                text += f" at most, {row.rms} on average, {row.different} of the codes differ"
             yield from (paint(line, row.tone) for line in listed(text, width))
 
 
@@ -154,12 +158,18 @@ def _layer(entry: dict[str, Any], total: float) -> LayerCost:
     )
 
 
-def _worst(rows: object) -> tuple[float | None, float | None]:
-    """Largest difference in steps, and largest share of codes that differ."""
+def _worst(rows: object) -> tuple[float | None, float | None, float | None]:
+    """Largest difference in steps, largest mean one, and largest share of codes that differ."""
     found = items(rows)
-    steps = [value for row in found if (value := finite(row.get("max_steps"))) is not None]
-    shares = [value for row in found if (value := finite(row.get("different"))) is not None]
-    return max(steps, default=None), max(shares, default=None)
+
+    def largest(key: str) -> float | None:
+        return max((value for row in found if (value := finite(row.get(key))) is not None), default=None)
+
+    return largest("max_steps"), largest("rms_steps"), largest("different")
+
+
+def _steps(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:

@@ -7,6 +7,7 @@ DequantizeLinear, round differently here and there, and a code that is one step 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,16 +37,21 @@ class _Sum:
     op: str
     count: int = 0
     different: int = 0
+    squares: float = 0.0
     largest: int = 0
 
     def add(self, a: Array, b: Array) -> None:
         steps = np.abs(a.astype(np.int64).ravel() - b.astype(np.int64).ravel())
         self.count += steps.size
         self.different += int(np.count_nonzero(steps))
+        self.squares += float(np.square(steps, dtype=np.float64).sum())
         self.largest = max(self.largest, int(steps.max(initial=0)))
 
     def row(self, tensor: str) -> CodeDifference:
-        return CodeDifference(tensor, self.op, self.different / max(self.count, 1), self.largest)
+        count = max(self.count, 1)
+        return CodeDifference(
+            tensor, self.op, self.different / count, math.sqrt(self.squares / count), self.largest
+        )
 
 
 @dataclass
