@@ -22,7 +22,13 @@ REQUIRED = (
     "pydantic",
     "faster-coco-eval",
 )
-OPTIONAL = {"safetensors": "the YOLO reference model", "scikit-learn": "the YOLO reference model's data"}
+OPTIONAL = {
+    "safetensors": "the YOLO reference model",
+    "scikit-learn": "the YOLO reference model's data",
+    "ai-edge-litert": "the targets litert, ethos-u and tflm",
+    "ethos-u-vela": "the target ethos-u",
+    "tflite-micro": "the target tflm",
+}
 _DOT_PRODUCT = ("AVX-512 VNNI", "AVX-VNNI", "AMX int8", "NEON dot product")
 _FREE_BYTES = 2e9
 _LINE = 45  # characters of a table that still fits on one line
@@ -67,7 +73,8 @@ def _readable(content: dict[str, Any]) -> dict[str, Any]:
     if not content.get("scheme"):
         return {**content, "profile": profile}
     ops = {
-        op: {key: value for key, value in rule.items() if value != {}}
+        op: {key: value for key, value in rule.items() if value != {} and key not in ("wide", "wide_range")}
+        | ({} if rule["wide"] else {"bits": 8})
         for op, rule in content["scheme"]["ops"].items()
     }
     return {**content, "profile": profile, "scheme": {**content["scheme"], "ops": ops}}

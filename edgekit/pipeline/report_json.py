@@ -224,10 +224,10 @@ def _warn_runtimes(warn: Any, runtimes: dict[str, Any] | None) -> None:
         if over:
             worst = max(over, key=lambda row: row["rms_steps"])
             warn(
-                f"{len(over)} of {len(rows)} outputs are more than {budget} steps off in {runtime} (compared with "
-                f"{runtimes['reference']}): a code that one kernel rounds the other way moves others behind it. "
-                f"Worst: '{worst['tensor']}', {worst['rms_steps']:.1f} steps on average, {worst['max_steps']} at "
-                f"most."
+                f"{len(over)} of {len(rows)} outputs are more than {budget} steps off in {runtime} (compared "
+                f"with {runtimes['reference']}): a code that one kernel rounds the other way moves others "
+                f"behind it. Worst: '{worst['tensor']}', {worst['rms_steps']:.1f} steps on average, "
+                f"{worst['max_steps']} at most."
             )
 
 

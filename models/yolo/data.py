@@ -19,11 +19,11 @@ from .scenes import SIZE, scenes
 TRAINING_SEED = 1
 CALIBRATION_SEED = 2
 VALIDATION_SEED = 3
-DISTILLATION_SEED = 5
+DISTILLATION_SEED, REFINEMENT_SEED = 5, 6
 MONITOR_SEED = 4  # the slice that training looks at; so the validation set is measured once, at the end
 
 CALIBRATION_IMAGES = 64
-DISTILLATION_IMAGES = 2000
+DISTILLATION_IMAGES, REFINEMENT_IMAGES = 8000, 10000
 VALIDATION_IMAGES = 200
 
 Pixels = npt.NDArray[np.uint8]
@@ -36,8 +36,14 @@ def calibration() -> Iterator[Pixels]:
 
 
 def distillation() -> Iterator[Pixels]:
-    """2000 images like the training ones, uint8 [256, 256, 3], RGB, one at a time; without any labels."""
+    """8000 images like the training ones, uint8 [256, 256, 3], RGB, one at a time; without any labels."""
     for scene in scenes(Split.TRAIN, DISTILLATION_IMAGES, DISTILLATION_SEED):
+        yield scene.image
+
+
+def refinement() -> Iterator[Pixels]:
+    """10,000 others of the same kind."""
+    for scene in scenes(Split.TRAIN, REFINEMENT_IMAGES, REFINEMENT_SEED):
         yield scene.image
 
 
