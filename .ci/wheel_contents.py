@@ -16,13 +16,19 @@ REQUIRED = (
     "edgekit/report/templates/report.html.j2",
     "edgekit/targets/null/hardware.toml",
     "edgekit/targets/ort_cpu/hardware.toml",
+    "edgekit/targets/litert/hardware.toml",
+    "edgekit/targets/ethos_u/hardware.toml",
+    "edgekit/targets/ethos_u/npu.toml",
+    "edgekit/targets/tflm/hardware.toml",
     "edgekit/models/yolo/recipe.toml",
     "edgekit/models/yolo/weights.safetensors",
     "edgekit/models/yolo/compressed/plan.json",
-    "edgekit/models/yolo/compressed/weights.npz",
+    "edgekit/models/yolo/compressed/distilled.npz",
+    "edgekit/models/yolo/compressed/refined.npz",
     "edgekit/models/resnet/recipe.toml",
     "edgekit/models/resnet/weights.safetensors",
     "edgekit/report/templates/compression.html.j2",
+    "edgekit/report/templates/unit.html.j2",
 )
 FORBIDDEN_TOP = ("targets", "models", "tests", "docs")
 

@@ -140,6 +140,11 @@ class CostModel(Protocol):
         ...
 
     @property
+    def parts(self) -> int:
+        """Equal steps of a width at which kernels are asked for: few where asking means timing."""
+        ...
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the reader of the figures must know."""
         ...

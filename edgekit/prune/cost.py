@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from edgekit.target import CostModel
 
 Shape = tuple[int, ...]
-#: Widths of an axis, as shares of the full one, at which kernels are timed; between them time is
-#: interpolated.
-LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Axes of one kernel that may vary at once in its table.
 _TABLE_AXES = 2
 
@@ -240,7 +237,7 @@ class _Builder:
         jobs: list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...], list[NodeRequest]]] = []
         for node in self.graph.nodes:
             if node.op_type in MAC_OPS and not node.domain:
-                jobs.append(self._grid(node, align))
+                jobs.append(self._grid(node, align, model.parts))
             rate = model.byte_ms(node)
             for value in (
                 dict.fromkeys(v for v in (*node.inputs, *node.outputs) if v is not None) if rate else ()
@@ -258,7 +255,7 @@ class _Builder:
         self.fixed += model.fixed_ms
 
     def _grid(
-        self, node: ir.Node, align: int
+        self, node: ir.Node, align: int, parts: int
     ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], list[NodeRequest]]:
         """The combinations of widths at which a node is timed."""
         axes = {
@@ -272,7 +269,7 @@ class _Builder:
         # Axes beyond the first two move along with the second: such nodes are rare and their tables are
         # large.
         driver = {dim: min(i, _TABLE_AXES - 1) for i, dim in enumerate(dims)}
-        levels = [_levels(self.dims[dim].base, align) for dim in dims[:_TABLE_AXES]]
+        levels = [_levels(self.dims[dim].base, align, parts) for dim in dims[:_TABLE_AXES]]
         requests = []
         for point in product(*levels):
             changed = {}
@@ -356,8 +353,10 @@ def _merge(terms: Sequence[Product | Table]) -> list[Product | Table]:
     return [*(Product(c, dims) for dims, c in sums.items()), *(t for t in terms if isinstance(t, Table))]
 
 
-def _levels(full: int, align: int) -> tuple[int, ...]:
-    rounded = {min(full, max(align, math.ceil(full * share / align) * align)) for share in LEVELS}
+def _levels(full: int, align: int, parts: int) -> tuple[int, ...]:
+    """Widths at which kernels are timed; between them time is interpolated."""
+    shares = [part / parts for part in range(parts + 1)]
+    rounded = {min(full, max(align, math.ceil(full * share / align) * align)) for share in shares}
     return tuple(sorted(rounded))
 
 

@@ -44,7 +44,7 @@ class Plan:
         tensors: Quantized activations in graph order.
         groups: For every quantized activation the name of its same-scale group (its first member).
         sources: Quantized activations that are computed, not moved from another one; their ranges are needed.
-        constants: Constant operands, other than weights and biases, of integer nodes.
+        constants: Constant operands, other than weights and biases (also added ones), of integer nodes.
         absorbed: Nodes whose activation follows in the same kernel: node name to activation node name.
         float_nodes: Name of every node left in float, with the reason.
         wide_nodes: The integer nodes that run in the scheme's raised format.
@@ -177,6 +177,8 @@ class _Planner:
         rule = self.scheme.ops.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
             return f"the target has no integer kernel for {node.op_type}"
+        if self._looks_up(node):
+            return "" if node.outputs[0].dtype == ir.DataType.FLOAT else "it does not compute in float32"
         touched = [v for v in (*node.inputs, *node.outputs) if v is not None and is_activation(v)]
         if any(v.dtype != ir.DataType.FLOAT for v in touched[:1] + list(node.outputs[:1])):
             return "it does not compute in float32"
@@ -201,7 +203,12 @@ class _Planner:
             name(node) in self.integer
             and node.op_type in self.scheme.ops
             and self.scheme.ops[node.op_type].moves
+            and not self._looks_up(node)
         )
+
+    def _looks_up(self, node: ir.Node) -> bool:
+        """Whether it takes rows of a stored table, which can be stored as codes of its output."""
+        return self.scheme.integer_inputs and node.op_type == "Gather" and array(node.inputs[0]) is not None
 
     def _leave_movers(self) -> bool:
         """Rule 5; True when something changed."""
@@ -223,7 +230,7 @@ class _Planner:
                 continue
             if not self._read_by_integer(self._activation_of(node) or node):
                 self._leave(node, "nothing that follows it runs on integers")
-            elif not any(
+            elif not self._looks_up(node) and not any(
                 p is None or name(p) in self.integer or name(p) in self.activations
                 for p in (v.producer() for v in node.inputs if v is not None and is_activation(v))
             ):
@@ -247,7 +254,9 @@ class _Planner:
             for value in data_inputs(node):
                 if is_activation(value):
                     tensors[str(value.name)] = None
-                elif node.op_type not in MAC_OPS:
+                elif not (
+                    node.op_type in MAC_OPS or name(node) in self.activations or self._looks_up(node)
+                ):
                     constants[str(value.name)] = None
             for value in node.outputs:
                 if str(value.name) not in inner and not self._float_output(node, value):

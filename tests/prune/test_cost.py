@@ -88,6 +88,7 @@ class _Model:
     """Kernels take 1 ms for each thousand multiply-accumulates; other nodes 1 ms for each thousand bytes."""
 
     fixed_ms = 0.5
+    parts = 4
     notes = ()
 
     def __init__(self) -> None:

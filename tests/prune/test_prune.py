@@ -155,6 +155,7 @@ class _Slow:
         return self
 
     fixed_ms = 0.0
+    parts = 4
     notes = ("rough",)
 
     def node_ms(self, requests: Sequence[NodeRequest]) -> list[float]:
