@@ -55,7 +55,7 @@ def _describe_tflite(path: Path, layout: str) -> ArtifactEntry:
         outputs.update({entry.name: entry for entry in decoder.outputs})
     return ArtifactEntry(
         size_bytes=path.stat().st_size,
-        inputs=tuple(entry for name, entry in inputs.items() if name not in made),
+        inputs=tuple(inputs[name] for name in io.arguments if name in inputs and name not in made),
         outputs=tuple(outputs[name] for name in io.results),
         raw=raw if ends else None,
     )

@@ -185,8 +185,8 @@ class CodeDifference:
         tensor: Name of the ONNX tensor.
         op: What computes it.
         different: Share of the codes that differ.
-        rms_steps: Root mean square of the differences.
-        max_steps: Largest difference.
+        rms_steps: Root mean square of the differences, in steps of 8 bits.
+        max_steps: Largest difference, in steps of 8 bits, rounded up.
     """
 
     tensor: str

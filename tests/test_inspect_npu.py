@@ -22,11 +22,16 @@ RESIZE = (
 )
 
 
-def _save(path: Path, lines: str, out: str = "float[1,8,h,w] y") -> Path:
+def _save(path: Path, lines: str, *, tokens: bool = False) -> Path:
+    """A network of images ``[1, 3, 12, 12]``, or of tokens ``[1, 6, 16]``."""
     rng = np.random.default_rng(0)
     weights: dict[str, Any] = {
         "w1": rng.normal(size=(8, 3, 3, 3)) / 3,
         "w2": rng.normal(size=(8, 8, 3, 3)) / 6,
+        "m1": rng.normal(size=(16, 16)) / 4,
+        "m2": rng.normal(size=(16, 16)) / 4,
+        "gamma": np.ones(16),
+        "beta": np.zeros(16),
         "none": np.zeros(0),
         "by2": [1.0, 1.0, 2.0, 2.0],
         "by3": [1.0, 1.0, 3.0, 3.0],
@@ -34,7 +39,10 @@ def _save(path: Path, lines: str, out: str = "float[1,8,h,w] y") -> Path:
         "one": 1.0,
         "root": 2**0.5,
     }
-    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,12,12] x) => ({out}) {{ {lines} }}'
+    shapes = (
+        "(float[1,6,16] x) => (float[1,6,16] y)" if tokens else "(float[1,3,12,12] x) => (float[1,8,h,w] y)"
+    )
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g {shapes} {{ {lines} }}'
     model = onnx.parser.parse_model(text)
     for name, values in weights.items():
         if name in lines:
@@ -124,6 +132,14 @@ def test_rules_see_the_network_as_the_target_prepares_it(tmp_path: Path, ask: Ca
     assert found["leaves_unit"] == []
     assert found["ops"]["Erf"] == 1, "the network itself is described as it was given"
     assert any(change["pass_name"] == "fuse_gelu" for change in found["changes"])
+
+
+def test_a_layer_normalization_does_not_leave_the_npu(tmp_path: Path, ask: Callable[..., str]) -> None:
+    """Vela keeps all of it on the NPU: as ``prepare`` writes it, its root is one RSQRT."""
+    norm = "n = LayerNormalization <axis=-1> (a, gamma, beta)"
+    path = _save(tmp_path / "norm.onnx", f"a = MatMul(x, m1) {norm} y = MatMul(n, m2)", tokens=True)
+    found = json.loads(ask(path, "--target", NPU, "--json"))
+    assert found["leaves_unit"] == []
 
 
 def test_strict_needs_a_target(clean: Path, ask: Callable[..., str]) -> None:

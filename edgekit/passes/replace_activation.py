@@ -75,6 +75,11 @@ def replace_activations(graph: Graph, from_: str, to: str, nodes: Collection[str
     return result.with_change(Change("replace_activations", summary, tuple(refused), details))
 
 
+def activations(graph: Graph, kind: str) -> list[frozenset[str]]:
+    """The names by which each activation of a kind can be called, in execution order."""
+    return [frozenset(_names(node)) for node in graph.nodes if _kind(node) == kind]
+
+
 def _check_names(found: Collection[ir.Node], nodes: Collection[str] | None) -> None:
     known = {name for node in found for name in _names(node)}
     for name in sorted(nodes or ()):

@@ -9,7 +9,7 @@ from edgekit.errors import UsageError
 from edgekit.graph import Graph
 from edgekit.passes.fuse_gelu import fuse_gelu
 from edgekit.passes.fuse_hard_swish import fuse_hard_swish
-from edgekit.passes.replace_activation import replace_activations
+from edgekit.passes.replace_activation import activations, replace_activations
 from edgekit.pipeline.material import Json, Material, sizes
 from edgekit.recipe import SubstituteSection
 
@@ -48,14 +48,13 @@ def _named(graph: Graph, section: SubstituteSection) -> list[str] | None:
     """Nodes that the patterns mean; None for all."""
     if not section.nodes:
         return None
-    names = [str(node.name) for node in graph.nodes]
-    found = []
+    known = [name for names in activations(graph, section.from_) for name in sorted(names)]
+    others = [str(node.name) for node in graph.nodes]
     for pattern in section.nodes:
-        matching = [name for name in names if fnmatchcase(name, pattern)]
-        if not matching:
+        if not any(fnmatchcase(name, pattern) for name in others):
             raise UsageError(f"no node is called '{pattern}'", where="substitute, nodes")
-        found += matching
-    # A pattern may also meet nodes of other kinds; only the activations among them are meant.
-    probe = replace_activations(graph, section.from_, section.to)
-    kind = {entry["node"] for entry in probe.history[-1].details["replaced"]}
-    return [name for name in found if name in kind]
+    found = [name for name in known if any(fnmatchcase(name, pattern) for pattern in section.nodes)]
+    if known and not found:
+        text = ", ".join(f"'{pattern}'" for pattern in section.nodes)
+        raise UsageError(f"no {section.from_} is called {text}", where="substitute, nodes", valid=known)
+    return found

@@ -89,12 +89,13 @@ class _Planner:
         self.apart = apart
         self.integer: set[str] = set()
         self.float_nodes: dict[str, str] = {}
-        self.absorbed = {
-            name(node): name(activation)
-            for node in self.nodes
-            if (activation := absorbed_activation(node, scheme)) is not None
-        }
-        self.owners = {activation: owner for owner, activation in self.absorbed.items()}
+        self.absorbed: dict[str, str] = {}
+        self.owners: dict[str, str] = {}
+        for node in self.nodes:
+            activation = absorbed_activation(node, scheme)
+            if activation is not None and name(node) not in self.owners:  # what is absorbed absorbs nothing
+                self.absorbed[name(node)] = name(activation)
+                self.owners[name(activation)] = name(node)
         self.activations = set(self.owners)
         self.moved_inputs = moved_inputs(graph, scheme)
 
@@ -254,9 +255,7 @@ class _Planner:
             for value in data_inputs(node):
                 if is_activation(value):
                     tensors[str(value.name)] = None
-                elif not (
-                    node.op_type in MAC_OPS or name(node) in self.activations or self._looks_up(node)
-                ):
+                elif not (node.op_type in MAC_OPS or name(node) in self.activations or self._looks_up(node)):
                     constants[str(value.name)] = None
             for value in node.outputs:
                 if str(value.name) not in inner and not self._float_output(node, value):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
 from edgekit.quantize.calibrators import Calibrator, Range, choose_range
+from edgekit.quantize.flat import flat_readers, seen_part
 from edgekit.quantize.observe import Calibration, silu, silu_inputs
 from edgekit.quantize.plan import Plan, inputs, moved_inputs
 from edgekit.quantize.qparams import QParams, activation_params
@@ -22,7 +23,8 @@ class RangeOptions:
         calibrator: The method for all tensors.
         percentile: Share of the values, in percent, that the ``percentile`` method holds.
         tails: True chooses the range of a SiLU's input by what is left after the SiLU, which flattens
-            everything far below zero: the tail need not be resolved.
+            everything far below zero: the tail need not be resolved. Likewise for Sigmoid and Softmax, see
+            :mod:`edgekit.quantize.flat`.
         inputs: Ranges of graph inputs that are known from the preprocessing.
         chosen: Ranges of single tensors that were found by measuring.
     """
@@ -94,6 +96,7 @@ class _Chooser:
         self.options = options
         self.fixed = fixed_ranges(graph, scheme, plan)
         self.inputs = moved_inputs(graph, scheme)
+        self.flat = flat_readers(graph) if options.tails else {}
         self.gated = frozenset(silu_inputs(graph).values()) if options.tails else frozenset()
 
     def range(self, tensor: str) -> Range:
@@ -107,7 +110,8 @@ class _Chooser:
         if tensor in self.options.chosen:
             return self.options.chosen[tensor]
         if tensor in self.calibration.histograms:
-            return self._seen(tensor)
+            seen = self._seen(tensor)
+            return seen_part(*seen, self.flat[tensor]) if tensor in self.flat else seen
         producer = self.producers.get(tensor)
         rule = self.scheme.ops.get(producer.op_type) if producer is not None else None
         if producer is None or rule is None or not rule.moves:

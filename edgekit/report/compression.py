@@ -239,6 +239,8 @@ def _facts(step: dict[str, Any]) -> list[tuple[str, str]]:
     refit = finite(table(step.get("refit")).get("seconds"))
     kinds = ", ".join(f"{output}: {kind}" for output, kind in table(step.get("kinds")).items())
     found = [
+        ("Activations", f"{_text(step.get('from'))} → {_text(step.get('to'))}" if step.get("from") else ""),
+        ("Replaced", ", ".join(_text(node) for node in step.get("replaced") or [])),
         ("Ranked by", _text(step.get("importance"))),
         ("Pattern", _text(step.get("pattern"))),
         ("Zero weights", "" if sparsity is None else percent(sparsity)),

@@ -211,7 +211,7 @@ _ROWS: tuple[OpInfo, ...] = (
         "int16 output scale 1/32768. int16 with an input scale of 1/4096 or 1/2048: optimized kernels are"
         " up to 12 steps off.",
     ),
-    OpInfo("TILE", (), True, True, False),
+    OpInfo("TILE", ("Tile",), True, True, False),
     OpInfo("TRANSPOSE", ("Transpose",), True, True, True),
     OpInfo("TRANSPOSE_CONV", ("ConvTranspose",), True, True, True),
     OpInfo("UNPACK", (), True, True, False),

@@ -24,6 +24,7 @@ from edgekit import __version__
 from edgekit.errors import ModelError
 from edgekit.files import write_whole
 from edgekit.session import Arrays, Runner, open_runner
+from edgekit.tflite.dialect import PLAIN, Dialect
 from edgekit.tflite.interpreter import Kernels, LiteRt
 from edgekit.tflite.model import Array, DType, TfliteModel
 
@@ -141,6 +142,7 @@ class PackageIo(_Part):
         inputs: Inputs of the ``.tflite``, in its order.
         outputs: Outputs of the ``.tflite``, in its order.
         results: Names of the network's outputs, in its order.
+        arguments: Names of the network's inputs, in its order.
         front: SHA-256 of ``<stem>.front.onnx``; None where there is none.
         decoder: SHA-256 of ``<stem>.decoder.onnx``; None where there is none.
     """
@@ -149,6 +151,7 @@ class PackageIo(_Part):
     inputs: tuple[IoTensor, ...]
     outputs: tuple[IoTensor, ...]
     results: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
     front: str | None = None
     decoder: str | None = None
 
@@ -271,7 +274,7 @@ def write_package(
     folder: Path,
     *,
     io: Literal["quantized", "float"] = "quantized",
-    mixed: bool = False,
+    dialect: Dialect = PLAIN,
     check: Callable[[TfliteModel], None] | None = None,
 ) -> Package:
     """Split, lower and write a network as ``<stem>.tflite`` and, where needed, ONNX files beside it.
@@ -281,7 +284,7 @@ def write_package(
         stem: Name of the files.
         folder: Where they go; files of an earlier package of that name are replaced.
         io: Element type of the ``.tflite``'s inputs and outputs.
-        mixed: Whether nodes between integer ones may compute in float.
+        dialect: What its runtime takes.
         check: Sees the model before anything is written, and may refuse it.
 
     Raises:
@@ -293,27 +296,18 @@ def write_package(
     from edgekit.tflite.split import split
     from edgekit.tflite.write import write_model
 
-    parts = split(_with_shapes(graph), mixed=mixed)
-    lowered = lower(parts.body, io=io)
+    parts = split(_with_shapes(graph), mixed=dialect.mixed, lookups=dialect.lookups)
+    lowered = lower(parts.body, io=io, avoid=dialect.avoid)
     if check is not None:
         check(lowered.model)
-    ends = {"front": parts.front, "decoder": parts.decoder}
-    written: dict[str, Path] = {}
-    hashes: dict[str, str] = {}
-    for name, end in ends.items():
-        path = folder / f"{stem}.{name}.onnx"
-        if end is None:
-            path.unlink(missing_ok=True)
-            continue
-        data = end.to_bytes()
-        write_whole(path, data)
-        written[name], hashes[name] = path, hashlib.sha256(data).hexdigest()
+    written = _write_ends({"front": parts.front, "decoder": parts.decoder}, stem, folder)
     described = PackageIo(
         inputs=tuple(map(IoTensor.of, lowered.inputs, lowered.model.inputs)),
         outputs=tuple(map(IoTensor.of, lowered.outputs, lowered.model.outputs)),
         results=tuple(spec.name for spec in graph.outputs),
-        front=hashes.get("front"),
-        decoder=hashes.get("decoder"),
+        arguments=tuple(spec.name for spec in graph.inputs),
+        front=_sha256(written.get("front")),
+        decoder=_sha256(written.get("decoder")),
     )
     model = replace(lowered.model, metadata=_metadata(lowered.model, described, lowered.notes, graph))
     data = write_model(model)
@@ -322,6 +316,23 @@ def write_package(
     return Package(
         path, len(data), written.get("front"), written.get("decoder"), model, described, lowered.notes
     )
+
+
+def _write_ends(ends: Mapping[str, Graph | None], stem: str, folder: Path) -> dict[str, Path]:
+    """Write the float ends that there are; files of ends that an earlier package had are removed."""
+    written = {}
+    for name, end in ends.items():
+        path = folder / f"{stem}.{name}.onnx"
+        if end is None:
+            path.unlink(missing_ok=True)
+            continue
+        write_whole(path, end.to_bytes())
+        written[name] = path
+    return written
+
+
+def _sha256(path: Path | None) -> str | None:
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _with_shapes(graph: Graph) -> Graph:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from edgekit.graph import Graph
 from edgekit.session import Arrays, open_runner
 from edgekit.target import CodeDifference, RuntimeParity
+from edgekit.tflite.dialect import PLAIN, Dialect
 from edgekit.tflite.interpreter import Kernels, LiteRt
 from edgekit.tflite.model import Array, TfliteModel
 from edgekit.tflite.package import PackageIo, open_package
@@ -36,11 +37,14 @@ class _Sum:
 
     op: str
     count: int = 0
+    unit: int = 1
     different: int = 0
     squares: float = 0.0
     largest: int = 0
 
     def add(self, a: Array, b: Array) -> None:
+        # A step of 8 bits before a tensor of 16 is 256 of its own.
+        self.unit = 256 if a.dtype == np.int16 else 1
         steps = np.abs(a.astype(np.int64).ravel() - b.astype(np.int64).ravel())
         self.count += steps.size
         self.different += int(np.count_nonzero(steps))
@@ -49,9 +53,8 @@ class _Sum:
 
     def row(self, tensor: str) -> CodeDifference:
         count = max(self.count, 1)
-        return CodeDifference(
-            tensor, self.op, self.different / count, math.sqrt(self.squares / count), self.largest
-        )
+        rms = math.sqrt(self.squares / count) / self.unit
+        return CodeDifference(tensor, self.op, self.different / count, rms, -(-self.largest // self.unit))
 
 
 @dataclass
@@ -74,7 +77,7 @@ def compare_runtimes(
     graph: Graph,
     feeds: Sequence[Mapping[str, Array]],
     *,
-    mixed: bool = False,
+    dialect: Dialect = PLAIN,
     budget_steps: int = BUDGET_STEPS,
 ) -> RuntimeParity:
     """Run a package in all runtimes that are here.
@@ -84,7 +87,7 @@ def compare_runtimes(
             outputs.
         graph: The QDQ graph that it was made from.
         feeds: Float inputs by ONNX name, one entry for each sample.
-        mixed: As it was written.
+        dialect: What it was written in.
         budget_steps: Steps that an output may be off.
 
     Raises:
@@ -95,14 +98,16 @@ def compare_runtimes(
     from edgekit.tflite.reference.run import Reference
     from edgekit.tflite.split import split
 
-    model = lower(split(graph, mixed=mixed).body).model
+    body = split(graph, mixed=dialect.mixed, lookups=dialect.lookups).body
+    model = lower(body, avoid=dialect.avoid).model
     package = open_package(path, kernels=Kernels.XNNPACK)
     # Inner tensors are kept by a second interpreter: whether they share memory must not change the outputs.
     plain = LiteRt(path, kernels=Kernels.REFERENCE)
     kept = LiteRt(path, kernels=Kernels.REFERENCE, keep_all=True)
     inner = _Inner.of(model, graph)
     integer = Reference(model)
-    exact = open_runner(graph, threads=1, optimize=False, extra_outputs=list(inner.codes.values()))
+    wanted = [*inner.codes.values(), *_coded_outputs(package.bindings, graph)]
+    exact = open_runner(graph, threads=1, optimize=False, extra_outputs=list(dict.fromkeys(wanted)))
     outputs = {name: _Table() for name in (INTEGER, XNNPACK, ONNX)}
     layers = {name: _Table() for name in (INTEGER, ONNX)}
     for feed in feeds:
@@ -124,6 +129,7 @@ def compare_runtimes(
         samples=len(feeds),
         outputs={name: table.rows() for name, table in outputs.items()},
         layers={name: table.rows() for name, table in layers.items()},
+        notes=_float_notes(package.bindings),
     )
 
 
@@ -164,17 +170,35 @@ class _Inner:
                 yield name, arrays[codes].transpose(tensor.axes).reshape(tensor.shape)
 
 
+def _coded_outputs(io: PackageIo, graph: Graph) -> list[str]:
+    """The codes of the outputs in the QDQ graph."""
+    names = [f"{_label(entry.name)}_quantized" for entry in io.outputs if entry.scale is not None]
+    values = graph.values()
+    return [name for name in names if name in values]
+
+
 def _label(name: str) -> str:
     """An output by the name of the float tensor that its codes stand for."""
     return name.removesuffix("_dequantized")
 
 
 def _by_name(io: PackageIo, stored: Mapping[str, Array]) -> dict[str, Array]:
-    return {_label(entry.name): entry.arrange(stored[entry.tensor]) for entry in io.outputs}
+    return {
+        _label(entry.name): entry.arrange(stored[entry.tensor])
+        for entry in io.outputs
+        if entry.scale is not None
+    }
 
 
 def _named(codes: Mapping[str, Array]) -> dict[str, Array]:
     return {_label(name): value for name, value in codes.items()}
+
+
+def _float_notes(io: PackageIo) -> tuple[str, ...]:
+    names = [f"'{_label(entry.name)}'" for entry in io.outputs if entry.scale is None]
+    if not names:
+        return ()
+    return (f"{', '.join(names)} leaves the file in float and is not counted in steps",)
 
 
 def _onnx_outputs(io: PackageIo, arrays: Arrays) -> dict[str, Array]:

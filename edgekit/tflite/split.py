@@ -4,10 +4,11 @@
    results that stays in float on purpose. It reads what the body dequantizes.
 2. The *front* holds float nodes that nothing quantized feeds: casts and masks made from the graph's inputs.
    Looking up rows of a stored table is no part of it where the result is quantized at once: codes can be
-   looked up as well.
+   looked up as well (unless ``lookups`` is off, for targets that cannot). Its inputs are those of the graph.
 3. The *body* is the rest. A node in it that computes in float is refused; where float is allowed (``mixed``)
    it becomes a float operator, and so do the nodes of the front that TFLite has operators for.
-4. A graph without QuantizeLinear is all body.
+4. A graph without QuantizeLinear is all body; where float is allowed, up to the first node that TFLite has
+   no operator for.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import onnx_ir as ir
 from edgekit.graph import Graph, TensorSpec, array
 from edgekit.quantize.plan import MAC_OPS
 from edgekit.tflite.lower.refuse import RefusedError, RefusedNode, RefusedNodesError
-from edgekit.tflite.lower.registry import LOWERINGS
 from edgekit.tflite.lower.view import constant, fusable, is_op, quantization_of, quantizer
 from edgekit.tflite.model import Quantization
 
+#: What needs no operator in TFLite, whatever it holds.
+_RELABELS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _REMEDY = "give its operator a rule in the scheme, or replace it"
 
 
@@ -51,7 +53,7 @@ class Split:
 
     Attributes:
         body: What becomes TFLite.
-        front: Float nodes before it; None where there are none.
+        front: Float nodes before it, which take all inputs of the graph; None where there are none.
         decoder: Float nodes behind it; its inputs are outputs of the body or inputs of the graph, its outputs
             those of the graph that the body does not have. None where there are none.
         inputs: Of the body.
@@ -65,23 +67,27 @@ class Split:
     outputs: tuple[Port, ...]
 
 
-def split(graph: Graph, reasons: Mapping[str, str] | None = None, *, mixed: bool = False) -> Split:
+def split(
+    graph: Graph, reasons: Mapping[str, str] | None = None, *, mixed: bool = False, lookups: bool = True
+) -> Split:
     """Cut a QDQ graph at its float parts.
 
     Args:
         graph: A QDQ graph, or a plain float graph.
         reasons: Why nodes were left in float, by name, where the caller has the plan of the quantization.
         mixed: Whether what runs the body computes in float too.
+        lookups: Whether it looks up rows of stored tables.
 
     Raises:
         RefusedNodesError: Float nodes stand between integer ones; all of them are named.
     """
     whole = graph.model.graph
     nodes = list(whole)
-    if not any(is_op(n, "QuantizeLinear") for n in nodes):
+    plain = not any(is_op(n, "QuantizeLinear") for n in nodes)
+    tail = (_unknown_and_after(nodes) if mixed else set()) if plain else _tail(nodes)
+    if plain and not tail:
         return _result(graph, graph, None, None)
-    tail = _tail(nodes)
-    front = _front(nodes, tail)
+    front: set[ir.Node] = set() if plain else _front(nodes, tail, lookups)
     if mixed:
         front = _only_unknown(nodes, front)
     body = [n for n in nodes if n not in tail and n not in front]
@@ -91,7 +97,7 @@ def split(graph: Graph, reasons: Mapping[str, str] | None = None, *, mixed: bool
     starts = _starts(whole, body)
     body_graph = _part(graph, starts, ends)
     computed = [v for v in starts if not v.is_graph_input()]
-    front_graph = _part(graph, _sources(computed, frozenset()), computed) if computed else None
+    front_graph = _part(graph, whole.inputs, computed) if computed else None
     results = [v for v in whole.outputs if v not in set(ends)]
     decoder = _part(graph, _sources(results, frozenset(ends)), results) if results else None
     return _result(graph, body_graph, front_graph, decoder)
@@ -107,7 +113,18 @@ def _tail(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     return {n for n in nodes if n not in reaching and not is_op(n, "DequantizeLinear")}
 
 
-def _front(nodes: Sequence[ir.Node], tail: set[ir.Node]) -> set[ir.Node]:
+def _unknown_and_after(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes of a float graph that have no operator in TFLite, and all behind them."""
+    from edgekit.tflite.lower.lower import has_counterpart
+
+    found: set[ir.Node] = set()
+    for node in nodes:
+        if not has_counterpart(node) or any(v is not None and v.producer() in found for v in node.inputs):
+            found.add(node)
+    return found
+
+
+def _front(nodes: Sequence[ir.Node], tail: set[ir.Node], lookups: bool) -> set[ir.Node]:
     """Float nodes that nothing quantized feeds, without those whose codes can be looked up."""
     fed: set[ir.Node] = set()
     found = set()
@@ -118,7 +135,7 @@ def _front(nodes: Sequence[ir.Node], tail: set[ir.Node]) -> set[ir.Node]:
             is_op(node, "QuantizeLinear", "DequantizeLinear") or any(m in fed for m in makers)
         ):
             fed.add(node)
-        elif not stored and node not in tail and not _is_lookup(node):
+        elif not stored and node not in tail and not (lookups and _is_lookup(node)):
             found.add(node)
     # What reads a stored tensor through DequantizeLinear and is not fed is integer work on an input.
     quantized = {n for n in found if any(_is_stored_codes(v) for v in n.inputs)}
@@ -126,14 +143,16 @@ def _front(nodes: Sequence[ir.Node], tail: set[ir.Node]) -> set[ir.Node]:
 
 
 def _only_unknown(nodes: Sequence[ir.Node], front: set[ir.Node]) -> set[ir.Node]:
-    """The nodes of the front that have no operator in TFLite, or do not compute in float, and all before
+    """The nodes of the front that have no operator in TFLite, or compute with integers, and all before
     them."""
+    # Here and not above: the lowering asks this module what computes in float.
+    from edgekit.tflite.lower.lower import has_counterpart
+
     found: set[ir.Node] = set()
     for node in reversed(nodes):
-        floats = all(v.dtype == ir.DataType.FLOAT for v in node.outputs)
-        known = node.op_type in LOWERINGS and node.domain in ("", "ai.onnx")
+        floats = all(v.dtype == ir.DataType.FLOAT for v in node.outputs) or is_op(node, *_RELABELS)
         needed = any(user in found for v in node.outputs for user in v.consumers())
-        if node in front and (needed or not (floats and known)):
+        if node in front and (needed or not (floats and has_counterpart(node))):
             found.add(node)
     return found
 

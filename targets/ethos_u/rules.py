@@ -82,6 +82,8 @@ def check(graph: Graph, profile: NpuProfile) -> tuple[Finding, ...]:
         if node.name in tail:
             continue
         broken = next((rule for rule in rules if node.op_type in rule.ops and rule.broken(node)), None)
+        if _is_root(node):
+            continue
         if broken is None and (node.op_type not in known or node.domain not in ("", "ai.onnx")):
             broken = OTHER
         if broken is not None:
@@ -105,6 +107,12 @@ def _integer_ops() -> frozenset[str]:
     """Operators that are computed in integers, and those that do nothing."""
     scheme = load_hardware(_HARDWARE).scheme
     return frozenset({*(scheme.ops if scheme else ()), "Div", "Pow", "Identity", "Dropout", "Constant"})
+
+
+def _is_root(node: ir.Node) -> bool:
+    """Whether a Reciprocal becomes one RSQRT together with the Sqrt before it."""
+    maker = node.inputs[0].producer() if node.op_type == "Reciprocal" and node.inputs[0] is not None else None
+    return maker is not None and maker.op_type == "Sqrt" and len(maker.outputs[0].uses()) == 1
 
 
 def _always(node: ir.Node) -> bool:
@@ -135,22 +143,6 @@ def _transposed_stride(node: ir.Node) -> bool:
     if (high, wide) == (1, 2):
         return not (size[0] == kernel[0] == 1)
     return not ((high, wide) == (2, 1) and size[1] == kernel[1] == 1)
-
-
-def _transposed_size(node: ir.Node) -> bool:
-    """TFLite's ``SAME`` with an output that is not the input times the stride."""
-    size, out = shapes.spatial(node.inputs[0]), shapes.spatial(node.outputs[0])
-    kernel, stride = shapes.spatial(node.inputs[1]), shapes.pair(node, "strides")
-    given = shapes.integers(node, "pads") or [0, 0, 0, 0]
-    begins = [0, given[0]] if len(given) == 2 else given[:2]
-    whole = [(s - 1) * step + k for s, step, k in zip(size, stride, kernel, strict=True)]
-    if tuple(whole) == out:
-        return False
-    same = all(
-        s == -(-o // step) and begin == max(0, w - o) // 2
-        for s, o, step, begin, w in zip(size, out, stride, begins, whole, strict=True)
-    )
-    return same and any(o != s * step for s, o, step in zip(size, out, stride, strict=True))
 
 
 def _pool_stride(node: ir.Node) -> bool:
@@ -223,10 +215,6 @@ def _slice_step(node: ir.Node) -> bool:
     return any(step < 0 or (step > 1 and (axis == channel or len(shape) > 4)) for axis, step in steps.items())
 
 
-def _expands(node: ir.Node) -> bool:
-    return math.prod(shapes.shape(node.inputs[0])) != math.prod(shapes.shape(node.outputs[0]))
-
-
 def _scattered(node: ir.Node) -> bool:
     """Neighbours become a SLICE."""
     index = array(node.inputs[1])
@@ -241,22 +229,6 @@ def _gather_axis(node: ir.Node) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        "pixel-blocks",
-        ("DepthToSpace", "SpaceToDepth"),
-        ALL,
-        "always: the NPU has no such operator",
-        "write it as Reshape, Transpose, Reshape, or use ConvTranspose or a strided Conv",
-        _always,
-    ),
-    Rule(
-        "expand",
-        ("Expand",),
-        ALL,
-        "it repeats anything",
-        "leave it out: Add, Sub and Mul repeat a smaller operand themselves; or use Tile",
-        _expands,
-    ),
     Rule("pow", ("Pow",), ALL, "the exponent is not 2", "write it as multiplications", _not_square),
     Rule(
         "div",
@@ -297,14 +269,6 @@ RULES: tuple[Rule, ...] = (
         "the stride is neither 1 nor 2 (or 1 and 2, on an axis of size 1 with a kernel of size 1)",
         "use stride 2, several times if need be, or a nearest Resize and a Conv",
         _transposed_stride,
-    ),
-    Rule(
-        "transposed-size",
-        ("ConvTranspose",),
-        ALL,
-        "its padding is even and its output is not the input times the stride",
-        "set output_padding so that the output is the input times the stride",
-        _transposed_size,
     ),
     Rule(
         "pool-stride",

@@ -17,7 +17,8 @@ from edgekit.hardware import Hardware, load_hardware
 from edgekit.quantize.scheme import Scheme
 from edgekit.session import Runner
 from edgekit.target import Artifact, CostModel, Estimate, LeftNode, Placement, Profile, RuntimeParity
-from edgekit.targets.ethos_u.profiles import NpuProfile, load_npu
+from edgekit.targets.ethos_u.profiles import Family, NpuProfile, load_npu
+from edgekit.tflite.dialect import Dialect
 
 if TYPE_CHECKING:
     from edgekit.targets.ethos_u.vela import VelaResult
@@ -79,7 +80,7 @@ class EthosUTarget:
             raise UsageError(f"there is no artifact kind '{kind}'", valid=KINDS)
         if kind == "float":
             return write_artifact(graph, kind, folder)
-        package = write_package(graph, kind, folder)
+        package = write_package(graph, kind, folder, dialect=self._dialect)
         data = package.path.read_bytes()
         result = compile_model(data, self.npu)
         write_whole(compiled_path(package.path), result.model)
@@ -136,7 +137,7 @@ class EthosUTarget:
         """
         from edgekit.tflite.parity import compare_runtimes
 
-        return compare_runtimes(path, graph, feeds)
+        return compare_runtimes(path, graph, feeds, dialect=self._dialect)
 
     def estimate(self, path: Path) -> Estimate:
         """Vela's estimate of an int8 artifact; without a latency where operators are left to the CPU.
@@ -155,7 +156,7 @@ class EthosUTarget:
         }
         return Estimate(
             latency=found.estimate(),
-            missing=tuple(LeftNode(op.name, op.op, op.reason) for op in found.cpu_ops),
+            missing=tuple(LeftNode(op.name, op.op, op.reason, self._remedy) for op in found.cpu_ops),
             memory={name: size for name, size in memory.items() if size},
             layers=tuple(
                 {
@@ -169,6 +170,11 @@ class EthosUTarget:
             ),
             notes=found.warnings,
         )
+
+    @property
+    def _remedy(self) -> str:
+        """Vela names operators of the file; which node of the network breaks which rule, the linter knows."""
+        return f"edgekit inspect --target {self.name}:{self.profile.name} names the node and what to change"
 
     def vela(self, path: Path) -> VelaResult:
         """What Vela says about an int8 artifact: read from beside it, asked again where that is out of date.
@@ -213,6 +219,13 @@ class EthosUTarget:
     def describe(self) -> dict[str, Any]:
         described = self.hardware.describe(self.profile.name)
         return {"name": self.name, "title": self.title, **described, "npu": self.npu.model_dump(mode="json")}
+
+    @property
+    def _dialect(self) -> Dialect:
+        """Only a U85 looks up rows of a table by computed indices."""
+        from edgekit.tflite.lower.lower import AVOIDABLE
+
+        return Dialect(lookups=self.npu.family is Family.U85, avoid=AVOIDABLE)
 
     def _remember(self, path: Path, data: bytes, result: VelaResult) -> None:
         content = {"made_for": self._made_for(data), "result": result.to_json()}

@@ -103,9 +103,11 @@ class VelaResult:
         """The latency as reports show it; None where operators are left to the CPU."""
         if self.milliseconds is None:
             return None
-        spread = {"cycles": float(self.cycles), "clock_hz": float(self.clock_hz)}
-        note = f"Vela's estimate of the NPU at {self.clock_hz / 1e6:g} MHz, all operators on the NPU"
-        return Measurement(self.milliseconds, "ms", Method.COMPILER_ESTIMATE, spread, note)
+        note = (
+            f"Vela's estimate: {self.cycles:,} cycles of the NPU at {self.clock_hz / 1e6:g} MHz, "
+            "all operators on the NPU"
+        )
+        return Measurement(self.milliseconds, "ms", Method.COMPILER_ESTIMATE, note=note)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the model, JSON-ready."""
@@ -179,7 +181,8 @@ def _result(answer: Mapping[str, Any], log: str, profile: NpuProfile, keep: bool
     left: dict[str, CpuOp] = {}
     for row in perf.rows:
         name, op = row["name"], names.get(row["source_id"], row["operator"])
-        if row["optimised_id"] in on_npu or row["id"] in grouped:
+        # A GATHER is in no queue, for it is copied, not computed; the CPU's operators have no cycles.
+        if row["optimised_id"] in on_npu or row["id"] in grouped or int(row["op_cycles"]):
             layers.append(_layer(name, op, int(row["op_cycles"]), int(row["mac_count"]), profile))
         else:
             said = reasons.get(name)

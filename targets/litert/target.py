@@ -14,6 +14,7 @@ from edgekit.hardware import Hardware, load_hardware
 from edgekit.quantize.scheme import Scheme
 from edgekit.session import cores
 from edgekit.target import Artifact, Placement, Profile, RuntimeParity
+from edgekit.tflite.dialect import Dialect
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from edgekit.tflite.package import PackageRunner
 
 _HARDWARE = Path(__file__).with_name("hardware.toml")
+#: A CPU computes in float as well.
+_DIALECT = Dialect(mixed=True)
 
 
 @dataclass
@@ -70,7 +73,7 @@ class LiteRtTarget:
 
         if kind not in KINDS:
             raise UsageError(f"there is no artifact kind '{kind}'", valid=KINDS)
-        package = write_package(graph, kind, folder, mixed=True)
+        package = write_package(graph, kind, folder, dialect=_DIALECT)
         return Artifact(kind, package.path, package.size_bytes, package.companions)
 
     def open(self, path: Path, *, threads: int | None = None) -> PackageRunner:
@@ -122,7 +125,7 @@ class LiteRtTarget:
         """
         from edgekit.tflite.parity import compare_runtimes
 
-        return compare_runtimes(path, graph, feeds, mixed=True)
+        return compare_runtimes(path, graph, feeds, dialect=_DIALECT)
 
     def delegation(self, path: Path) -> Delegation:
         """Which of the operators of a file XNNPACK takes over on this machine.

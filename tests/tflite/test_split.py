@@ -23,21 +23,31 @@ OPS: dict[str, Any] = {"Conv": {"weight_axis": 0, "fuses": ["Relu", "Clip"]}, "A
 
 
 def graph_of(
-    nodes: list[Any], constants: Mapping[str, Any], inputs: Mapping[str, tuple[int, ...]], outputs: list[str]
+    nodes: list[Any],
+    constants: Mapping[str, Any],
+    inputs: Mapping[str, tuple[int, ...]],
+    outputs: list[str],
+    whole: Mapping[str, tuple[int, ...]] | None = None,
+    positions: Mapping[str, list[int]] | None = None,
 ) -> Graph:
+    """A network; ``whole`` are inputs and ``positions`` constants of 64-bit integers."""
     body = helper.make_graph(
         [helper.make_node(op, i, o, name=f"{op}_{o[0]}", **a) for op, i, o, a in nodes],
         "net",
-        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in inputs.items()],
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in inputs.items()]
+        + [helper.make_tensor_value_info(k, TensorProto.INT64, v) for k, v in (whole or {}).items()],
         [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
-        [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
+        [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()]
+        + [numpy_helper.from_array(np.asarray(v, np.int64), k) for k, v in (positions or {}).items()],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     return Graph(ir.from_proto(shape_inference.infer_shapes(model, strict_mode=True)))
 
 
-def quantized(graph: Graph, ops: dict[str, Any] | None = None) -> Graph:
-    scheme = Scheme.model_validate({"activation": "int8", "ops": ops or OPS})
+def quantized(graph: Graph, ops: dict[str, Any] | None = None, *, integer_inputs: bool = False) -> Graph:
+    scheme = Scheme.model_validate(
+        {"activation": "int8", "integer_inputs": integer_inputs, "ops": ops or OPS}
+    )
     plan = make_plan(graph, scheme)
     params = {t: activation_params(-4.0, 4.0, Format.INT8) for t in plan.tensors}
     return insert_qdq(graph, plan, params, scheme)
@@ -152,6 +162,49 @@ def test_float_nodes_before_the_first_codes_become_the_front() -> None:
     feeds = {"x": np.random.default_rng(0).normal(0, 1, (1, 4, 6, 6)).astype(np.float32)}
     whole = open_runner(graph, threads=1, optimize=False, integer=False).run(feeds)
     assert np.array_equal(run_parts(parts, feeds)["out"], whole["out"])
+
+
+def test_the_front_takes_all_inputs_of_the_graph_and_looks_words_up_where_the_body_cannot() -> None:
+    nodes: list[Any] = [
+        ("Gather", ["table", "ids"], ["rows"], {"axis": 0}),
+        ("Unsqueeze", ["rows", "first"], ["image"], {}),
+        ("Conv", ["image", "w1"], ["a"], PAD),
+        ("Sin", ["x"], ["s"], {}),
+        ("Add", ["a", "s"], ["b"], {}),
+        ("Conv", ["b", "w2"], ["out"], PAD),
+    ]
+    table = np.random.default_rng(0).normal(0, 1, (9, 6, 6))
+    constants = {"w1": weights(1), "w2": weights(2), "table": table}
+    graph = graph_of(nodes, constants, {"x": (1, 4, 6, 6)}, ["out"], {"ids": (4,)}, {"first": [0]})
+    ops = OPS | {"Gather": {"moves": True}, "Unsqueeze": {"moves": True}}
+    graph = quantized(graph, ops, integer_inputs=True)
+    random = np.random.default_rng(1)
+    feeds = {"x": random.normal(0, 1, (1, 4, 6, 6)).astype(np.float32), "ids": np.array([3, 0, 8, 3])}
+    whole = open_runner(graph, threads=1, optimize=False, integer=False).run(feeds)
+    for lookups in (True, False):
+        parts = split(graph, lookups=lookups)
+        assert parts.front is not None
+        assert [s.name for s in parts.front.inputs] == ["x", "ids"]
+        assert [n.op_type for n in parts.front.nodes] == (["Sin"] if lookups else ["Gather", "Sin"])
+        assert {p.name for p in parts.inputs} == ({"ids", "s"} if lookups else {"rows", "s"})
+        assert np.array_equal(run_parts(parts, feeds)["out"], whole["out"])
+
+
+def test_what_needs_no_operator_is_in_a_body_that_computes_in_float_too() -> None:
+    nodes: list[Any] = [
+        ("Unsqueeze", ["ids", "first"], ["mask"], {}),
+        ("Cast", ["mask"], ["numbers"], {"to": TensorProto.FLOAT}),
+        ("Conv", ["x", "w1"], ["a"], PAD),
+        ("Add", ["a", "numbers"], ["b"], {}),
+        ("Conv", ["b", "w2"], ["out"], PAD),
+    ]
+    constants = {"w1": weights(1), "w2": weights(2)}
+    graph = graph_of(nodes, constants, {"x": (1, 4, 6, 6)}, ["out"], {"ids": (6,)}, {"first": [0, 1, 2]})
+    graph = quantized(graph)
+    front = split(graph).front
+    assert front is not None
+    assert [n.op_type for n in front.nodes] == ["Unsqueeze", "Cast"]
+    assert split(graph, mixed=True).front is None
 
 
 def test_float_nodes_between_integer_ones_are_refused_with_reason_and_remedy() -> None:

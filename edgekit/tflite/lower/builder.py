@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,9 @@ from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.lower.view import Const, constant, fusable, plain_name, quantization_of, quantizer
 from edgekit.tflite.model import Array, DType, Operator, Quantization, Tensor
 from edgekit.tflite.ops import OPS
+
+#: Most dimensions of operators whose kernels have such a limit.
+MOST_DIMS = {"PAD": 5, "PADV2": 5, "BATCH_MATMUL": 5}
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Builder:
         done: Nodes that another one's kernel absorbed.
         notes: What was inserted, with the tensor that it writes.
         blocks: Outputs of convolutions whose channels are wanted with the pixels of a block outside.
+        avoid: Operators to be written with others.
     """
 
     quantized: bool
@@ -99,6 +103,7 @@ class Builder:
     notes: list[tuple[str, LayoutNote]] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     blocks: Mapping[str, int] = field(default_factory=dict)
+    avoid: Collection[str] = ()
     outputs: set[str] = field(default_factory=set)
     _shared: dict[tuple[Any, ...], Val] = field(default_factory=dict)
     _producers: dict[str, Operator] = field(default_factory=dict)
@@ -214,6 +219,10 @@ class Builder:
         self._producers.update(dict.fromkeys(outputs, operator))
 
     def _check_kernel(self, op: str, names: Sequence[str]) -> None:
+        rank = max(len(self.tensors[n].shape) for n in names)
+        if rank > MOST_DIMS.get(op, rank):
+            rule = f"it needs a {op} with {rank} dimensions, LiteRT's takes {MOST_DIMS[op]}"
+            raise RefusedError(rule, "merge axes by a Reshape before it")
         info = OPS.get(op)
         kinds = {self.tensors[n].dtype for n in names if self.tensors[n].quantization is not None}
         for kind, known in (

@@ -137,22 +137,36 @@ def compute(
         fuse: Whether its kernel can absorb an activation.
         form: What the kernel writes where it cannot write any codes; a QUANTIZE follows.
     """
-    wanted, value, shape = ctx.form(node), node.outputs[0], shape_of(node.outputs[0])
-    made = form or wanted
+    wanted, shape = ctx.form(node), shape_of(node.outputs[0])
+    made, value = form or wanted, node.outputs[0]
     chosen, bounds = dict(options or {}), None
-    activation = fusable(value) if fuse and quantizer(value) is None else None
-    if activation is not None:
-        value = activation.outputs[0]
-        ctx.done.add(str(activation.name))
-        bounds = bounds_of(activation)
-        name = fuse_name(*bounds, made)
-        if name is not None:
-            chosen["fusedActivationFunction"], bounds = name, None
+    if fuse:
+        value, taken, bounds = absorbed(ctx, node, made)
+        chosen |= taken
     val = ctx.result(value, shape, order, dims, made)
     ctx.emit(op, inputs, [val.tensor], chosen, source=node)
     if bounds is not None:
         val = clipped(ctx, val, *bounds, node)
     ctx.bind(value, ctx.requantized(val, wanted, node, f"{op} writes a scale of its own"))
+
+
+def absorbed(
+    ctx: Builder, node: ir.Node, made: Form
+) -> tuple[ir.Value, dict[str, str], tuple[float, float] | None]:
+    """What a kernel that absorbs the activation behind ``node`` writes, which is done with it then.
+
+    Returns:
+        The ONNX tensor; the options that say it; the bounds that are left to cut off by other operators.
+    """
+    value = node.outputs[0]
+    activation = fusable(value) if quantizer(value) is None else None
+    if activation is None:
+        return value, {}, None
+    ctx.done.add(str(activation.name))
+    bounds = bounds_of(activation)
+    name = fuse_name(*bounds, made)
+    options = {} if name is None else {"fusedActivationFunction": name}
+    return activation.outputs[0], options, bounds if name is None else None
 
 
 def move(

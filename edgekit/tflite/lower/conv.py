@@ -8,6 +8,8 @@ import onnx_ir as ir
 from edgekit.passes.edit import int_attribute
 from edgekit.tflite.lower.builder import Builder, Val
 from edgekit.tflite.lower.common import (
+    absorbed,
+    clipped,
     compute,
     image,
     image_order,
@@ -178,7 +180,10 @@ def conv_transpose(ctx: Builder, node: ir.Node) -> None:
         stored = stored[..., element_order(runs)]
     strides = ints_attribute(node, "strides", [1] * (weight.data.ndim - 2))
     strides = [1] * (2 - len(strides)) + strides
-    full, begins, scheme = _transposed_size(node, val.shape, out, codes.shape[2:], strides)
+    whole_same = "TRANSPOSE_CONV" in ctx.avoid
+    full, begins, scheme = _transposed_size(
+        node, val.shape, out, codes.shape[2:], strides, whole_same=whole_same
+    )
     shape = (out[0], outputs, *full)
     dims = tuple(shape[a] for a in NHWC)
     options = {"padding": scheme, "strideH": strides[0], "strideW": strides[1]}
@@ -192,12 +197,14 @@ def conv_transpose(ctx: Builder, node: ir.Node) -> None:
         compute(ctx, node, "TRANSPOSE_CONV", inputs, from_axes(shape, NHWC), dims, options, fuse=True)
         return
     form = ctx.form(node)
+    value, taken, bounds = absorbed(ctx, node, form)
     whole = ctx.new(f"{node.name}/whole", dims, form)
-    ctx.emit("TRANSPOSE_CONV", inputs, [whole], options, source=node)
+    ctx.emit("TRANSPOSE_CONV", inputs, [whole], options | taken, source=node)
     cut = tuple(out[a] for a in NHWC)
-    slices: list[str | None] = [whole, ctx.ints("begin", [0, *begins, 0]), ctx.ints("size", cut)]
-    # SLICE absorbs no activation; one that follows stands for itself.
-    compute(ctx, node, "SLICE", slices, from_axes(out, NHWC), cut)
+    made = ctx.result(value, out, from_axes(out, NHWC), cut, form)
+    place = [ctx.ints("begin", [0, *begins, 0]), ctx.ints("size", cut)]
+    ctx.emit("SLICE", [whole, *place], [made.tensor], source=node)
+    ctx.bind(value, made if bounds is None else clipped(ctx, made, *bounds, node))
 
 
 def _dense_transposed(weight: Const, codes: Array, groups: int) -> tuple[Array, Quantization | None]:
@@ -220,9 +227,18 @@ def _dense_transposed(weight: Const, codes: Array, groups: int) -> tuple[Array, 
 
 
 def _transposed_size(
-    node: ir.Node, shape: tuple[int, ...], out: tuple[int, ...], kernel: tuple[int, ...], strides: list[int]
+    node: ir.Node,
+    shape: tuple[int, ...],
+    out: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: list[int],
+    *,
+    whole_same: bool,
 ) -> tuple[tuple[int, int], list[int], str]:
-    """Size that TFLite computes, where ONNX's result begins in it, and the padding scheme."""
+    """Size that TFLite computes, where ONNX's result begins in it, and the padding scheme.
+
+    ``whole_same`` allows SAME only where the result is the input times the stride.
+    """
     rank = len(ints_attribute(node, "kernel_shape", kernel))
     pads = ints_attribute(node, "pads", [0] * (2 * rank))
     begins = [0] * (2 - rank) + pads[:rank]
@@ -236,6 +252,7 @@ def _transposed_size(
     if (whole[0], whole[1]) == out[2:]:
         return (out[2], out[3]), [0, 0], "VALID"
     same = all(begins[i] == totals[i] // 2 and shape[i + 2] == -(-out[i + 2] // strides[i]) for i in (0, 1))
-    if same:
+    whole_steps = all(out[i + 2] == shape[i + 2] * strides[i] for i in (0, 1))
+    if same and (whole_steps or not whole_same):
         return (out[2], out[3]), [0, 0], "SAME"
     return (whole[0], whole[1]), begins, "VALID"

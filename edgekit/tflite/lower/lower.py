@@ -8,7 +8,7 @@ operator needs another order. Convolutions want NHWC, so images enter as NHWC.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +22,7 @@ from edgekit.tflite.lower.builder import Builder, Form, LayoutNote, Val
 from edgekit.tflite.lower.common import shape_of
 from edgekit.tflite.lower.layout import axes_of, from_axes, runs_of
 from edgekit.tflite.lower.layout import linear as row_major
+from edgekit.tflite.lower.memory import separate
 from edgekit.tflite.lower.refuse import RefusedError, RefusedNode, RefusedNodesError
 from edgekit.tflite.lower.registry import LOWERINGS
 from edgekit.tflite.lower.view import is_op, plain_name, quantization_of, quantizer
@@ -39,6 +40,9 @@ _IMAGE_OPS = frozenset(
 )
 #: Operators behind which the layout is another question.
 _LAYOUT_ENDS = frozenset(("Reshape", "Flatten", "Transpose", "MatMul", "Gemm", "Squeeze", "Unsqueeze"))
+#: What :func:`lower` can write with other operators: with TRANSPOSE, with TILE, and where a TRANSPOSE_CONV of
+#: padding SAME would not make its input times the stride, with padding VALID and a SLICE.
+AVOIDABLE = frozenset({"DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "BROADCAST_TO", "TRANSPOSE_CONV"})
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def lower(
     body: Graph,
     *,
     io: Literal["quantized", "float"] = "quantized",
+    avoid: Collection[str] = (),
     metadata: Mapping[str, str] | None = None,
     description: str = "",
 ) -> Lowered:
@@ -99,6 +104,7 @@ def lower(
     Args:
         body: A QDQ graph (:func:`edgekit.tflite.split.split`), or a plain float graph.
         io: ``float`` puts a QUANTIZE behind every input and a DEQUANTIZE before every output.
+        avoid: Those of :data:`AVOIDABLE` that the model's target runs badly.
         metadata: Entries of the file.
         description: One line for people.
 
@@ -106,13 +112,15 @@ def lower(
         RefusedNodesError: Nodes have no counterpart; all of them are named, with rule and remedy.
     """
     nodes = list(body.nodes)
-    ctx = Builder(any(is_op(n, "QuantizeLinear") for n in nodes), blocks=spatial.block_hints(nodes))
+    quantized = any(is_op(n, "QuantizeLinear") for n in nodes)
+    ctx = Builder(quantized, blocks=spatial.block_hints(nodes), avoid=avoid)
     inputs = _inputs(ctx, body, io)
     refused = _lower_nodes(ctx, nodes, float_nodes(nodes) if ctx.quantized else set())
     if refused:
         raise RefusedNodesError("TFLite cannot run the network", refused)
     outputs = tuple(_output(ctx, value, io) for value in body.model.graph.outputs)
     _drop_unread(ctx, outputs)
+    separate(ctx, [b.tensor for b in inputs], [b.tensor for b in outputs])
     model = TfliteModel(
         tensors=_used(ctx, inputs, outputs),
         operators=tuple(ctx.operators),
@@ -122,6 +130,11 @@ def lower(
         description=description,
     )
     return Lowered(model, inputs, outputs, tuple(note for _, note in ctx.notes))
+
+
+def has_counterpart(node: ir.Node) -> bool:
+    """Whether TFLite has an operator for this kind of node at all."""
+    return node.op_type in LOWERINGS and node.domain in ("", "ai.onnx")
 
 
 def _lower_nodes(ctx: Builder, nodes: list[ir.Node], floats: set[ir.Node]) -> tuple[RefusedNode, ...]:
@@ -153,10 +166,9 @@ def _lower_node(ctx: Builder, node: ir.Node) -> None:
         )
         ctx.bind(node.outputs[0], ctx.requantized(source, Form(dtype, quantization), node, why))
         return
-    function = LOWERINGS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if function is None:
+    if not has_counterpart(node):
         raise RefusedError("it has no counterpart in TFLite", "leave it to the float part or replace it")
-    function(ctx, node)
+    LOWERINGS[node.op_type](ctx, node)
 
 
 def _stand_in(ctx: Builder, node: ir.Node) -> None:

@@ -243,7 +243,7 @@ def _lookup(ctx: Builder, node: ir.Node, axis: int) -> None:
 
 @lowering("Expand")
 def expand(ctx: Builder, node: ir.Node) -> None:
-    """Nothing where arithmetic with a whole operand follows, which broadcasts; else BROADCAST_TO."""
+    """Nothing where arithmetic with a whole operand follows, which broadcasts; else BROADCAST_TO or TILE."""
     val, out = ctx.val(node), shape_of(node.outputs[0])
     if _broadcasts_anyway(node.outputs[0]):
         settle(ctx, node, val, _SAME)
@@ -256,7 +256,25 @@ def expand(ctx: Builder, node: ir.Node) -> None:
     axes = axes_of(val.order, shape, val.dims) or tuple(range(len(out)))
     val = ctx.by_axes(val, axes, node, "it repeats axes that lie across each other")
     dims = tuple(out[a] for a in axes)
-    move(ctx, node, "BROADCAST_TO", val, [val.tensor, ctx.ints("shape", dims)], from_axes(out, axes), dims)
+    op, argument = "BROADCAST_TO", ctx.ints("shape", dims)
+    if op in ctx.avoid:
+        times = [wide // n for wide, n in zip(dims, val.dims, strict=True)]
+        op, argument = "TILE", ctx.ints("multiples", times)
+    move(ctx, node, op, val, [val.tensor, argument], from_axes(out, axes), dims)
+
+
+@lowering("Tile")
+def tile(ctx: Builder, node: ir.Node) -> None:
+    """TILE; nothing where it repeats nothing."""
+    val, out = ctx.val(node), shape_of(node.outputs[0])
+    times = stored_ints(ctx, node, 1) or []
+    if set(times) <= {1}:
+        settle(ctx, node, val, _SAME)
+        return
+    axes = axes_of(val.order, val.shape, val.dims) or tuple(range(len(out)))
+    val = ctx.by_axes(val, axes, node, "it repeats axes that lie across each other")
+    inputs = [val.tensor, ctx.ints("multiples", [times[a] for a in axes])]
+    move(ctx, node, "TILE", val, inputs, from_axes(out, axes), tuple(out[a] for a in axes))
 
 
 def _broadcasts_anyway(value: ir.Value) -> bool:

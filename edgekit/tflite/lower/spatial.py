@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.edit import int_attribute
 from edgekit.tflite.lower.builder import Builder, Val
-from edgekit.tflite.lower.common import image, image_order, image_shape, move, shape_of, text_attribute
+from edgekit.tflite.lower.common import (
+    image,
+    image_order,
+    image_shape,
+    move,
+    settle,
+    shape_of,
+    text_attribute,
+)
 from edgekit.tflite.lower.layout import NHWC, Atom, from_atoms, from_axes
 from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.lower.registry import lowering
@@ -16,7 +26,7 @@ from edgekit.tflite.model import Array
 #: What may stand between a convolution and the DepthToSpace that it orders its channels for.
 _KEEPS_CHANNELS = frozenset(
     (
-        *("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "LeakyRelu"),
+        *("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "LeakyRelu", "PRelu"),
         *("Sigmoid", "Tanh", "HardSwish", "Gelu"),
     )
 )
@@ -111,13 +121,20 @@ def _tflite_pixels(align: bool, half: bool, inside: int, out: int) -> Array:
 
 @lowering("DepthToSpace")
 def depth_to_space(ctx: Builder, node: ir.Node) -> None:
-    """DEPTH_TO_SPACE; in CRD mode the channels have to lie with the pixels of a block outside."""
+    """DEPTH_TO_SPACE, or the TRANSPOSE that it is; in CRD mode the channels have to lie with the pixels of a
+    block outside."""
     val, out = ctx.val(node), image_shape(shape_of(node.outputs[0]))
     block = int_attribute(node, "blocksize", 1)
     if text_attribute(node, "mode", "DCR") == "DCR":
         val, _ = image(ctx, val, node, any_channels=False)
     else:
         val = _pixels_outside(ctx, val, block * block, node)
+    if "DEPTH_TO_SPACE" in ctx.avoid:
+        n, _, h, w = image_shape(val.shape)
+        rows, columns = Atom(2, block, 1), Atom(3, block, 1)
+        runs = [Atom(0, n, 1), Atom(2, h, block), Atom(3, w, block), rows, columns, Atom(1, out[1], 1)]
+        _exchange(ctx, node, val, out, runs)
+        return
     order, dims = image_order(out, (Atom(1, out[1], 1),))
     move(ctx, node, "DEPTH_TO_SPACE", val, [val.tensor], order, dims, {"blockSize": block})
 
@@ -131,12 +148,25 @@ def _pixels_outside(ctx: Builder, val: Val, pixels: int, node: ir.Node) -> Val:
 
 @lowering("SpaceToDepth")
 def space_to_depth(ctx: Builder, node: ir.Node) -> None:
-    """SPACE_TO_DEPTH."""
+    """SPACE_TO_DEPTH, or the TRANSPOSE that it is."""
     val, _ = image(ctx, ctx.val(node), node, any_channels=False)
     out = image_shape(shape_of(node.outputs[0]))
+    block = int_attribute(node, "blocksize", 1)
+    if "SPACE_TO_DEPTH" in ctx.avoid:
+        n, c, _, _ = val.shape
+        rows, columns = Atom(1, block, block * c), Atom(1, block, c)
+        runs = [Atom(0, n, 1), Atom(2, out[2], 1), rows, Atom(3, out[3], 1), columns, Atom(1, c, 1)]
+        _exchange(ctx, node, val, out, runs)
+        return
     dims = tuple(out[a] for a in NHWC)
-    options = {"blockSize": int_attribute(node, "blocksize", 1)}
-    move(ctx, node, "SPACE_TO_DEPTH", val, [val.tensor], from_axes(out, NHWC), dims, options)
+    move(ctx, node, "SPACE_TO_DEPTH", val, [val.tensor], from_axes(out, NHWC), dims, {"blockSize": block})
+
+
+def _exchange(ctx: Builder, node: ir.Node, val: Val, out: tuple[int, ...], runs: list[Atom]) -> None:
+    """Bind the result of ``node``, whose elements lie in the memory of ``val`` as ``runs`` say, to NHWC."""
+    seen = replace(val, shape=out, order=from_atoms(out, runs))
+    made = ctx.by_axes(seen, NHWC, node, f"{node.op_type} is written as the TRANSPOSE that it is")
+    settle(ctx, node, made, "its result has another scale than its input")
 
 
 def block_hints(nodes: list[ir.Node]) -> dict[str, int]:

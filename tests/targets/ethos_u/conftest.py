@@ -16,6 +16,7 @@ from edgekit.passes.infer_shapes import infer_shapes
 from edgekit.prune.figures import with_made_up_ranges
 from edgekit.targets.ethos_u.process import VelaProcess
 from edgekit.targets.ethos_u.target import EthosUTarget
+from edgekit.tflite.dialect import Dialect
 
 Shape = tuple[int, ...]
 Build = Callable[..., Graph]
@@ -48,6 +49,7 @@ def around() -> Build:
 def tflite(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Graph], bytes]:
     """The int8 ``.tflite`` of a float graph, with made-up ranges."""
     pytest.importorskip("ai_edge_litert")
+    from edgekit.tflite.lower.lower import AVOIDABLE
     from edgekit.tflite.package import write_package
 
     scheme = EthosUTarget.create().scheme
@@ -55,7 +57,9 @@ def tflite(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Graph], bytes]
     folder = tmp_path_factory.mktemp("single")
 
     def make(graph: Graph) -> bytes:
-        package = write_package(with_made_up_ranges(graph, scheme), "int8", folder)
+        package = write_package(
+            with_made_up_ranges(graph, scheme), "int8", folder, dialect=Dialect(avoid=frozenset(AVOIDABLE))
+        )
         assert package.decoder is None
         return package.path.read_bytes()
 

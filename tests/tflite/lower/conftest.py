@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,10 +153,16 @@ def to_int8(graph: Graph, *, tail: bool = False, scheme: Scheme = SCHEME) -> Gra
     return insert_qdq(graph, plan, params, scheme)
 
 
-def compare(graph: Graph, *, kernels: Kernels = Kernels.REFERENCE, io: str = "quantized") -> Agreement:
+def compare(
+    graph: Graph,
+    *,
+    kernels: Kernels = Kernels.REFERENCE,
+    io: str = "quantized",
+    avoid: Collection[str] = (),
+) -> Agreement:
     """Lower a float or QDQ graph and run it beside ONNX Runtime."""
     parts = split(graph)
-    lowered = lower(parts.body, io=io)  # type: ignore[arg-type]
+    lowered = lower(parts.body, io=io, avoid=avoid)  # type: ignore[arg-type]
     feeds = feeds_of(graph)
     if parts.front is not None:
         given = {s.name: feeds[s.name] for s in parts.front.inputs}
