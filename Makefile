@@ -34,6 +34,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/bench/compression.py verification $(FACE) --macs 0.65 0.5 --seconds 0 90
 	$(BIN)/python tests/bench/compression.py detection $(YOLOX) --decode yolox --align 8 --macs 0.9 0.8 \
 		--seconds 0 120 --images $(DATA)/data/coco/val --annotations $(DATA)/data/coco/val.json
+	$(BIN)/edgekit run tests/bench/yolox.toml --out build/yolox
 	EDGEKIT_CIFAR10=$(abspath $(DATA)/data/cifar10.npz) \
 		$(BIN)/edgekit run models/resnet/recipe.toml --fresh --out build/resnet
 

@@ -25,6 +25,7 @@ REQUIRED = (
     "edgekit/models/yolo/compressed/plan.json",
     "edgekit/models/yolo/compressed/distilled.npz",
     "edgekit/models/yolo/compressed/refined.npz",
+    "edgekit/models/yolo/compressed/sharpened.npz",
     "edgekit/models/resnet/recipe.toml",
     "edgekit/models/resnet/weights.safetensors",
     "edgekit/report/templates/compression.html.j2",

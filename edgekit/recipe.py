@@ -183,6 +183,7 @@ class DistillSection(_Section):
             hundredth in a step. By the kind of the outputs when left out.
         batch: Samples of one step.
         temperature: Of the class scores.
+        box_weight: Of a detector's boxes against its scores; 2 when left out.
         features: Whether inner tensors follow the teacher's too.
         augment: Whether images are varied: cut, scaled, mirrored, coloured, put together.
         teacher: Another network than the original.
@@ -199,6 +200,7 @@ class DistillSection(_Section):
     rate: _Positive | None = None
     batch: _Count | None = None
     temperature: _Positive | None = None
+    box_weight: _Positive | None = None
     features: bool = True
     augment: bool = True
     teacher: _Text | None = None

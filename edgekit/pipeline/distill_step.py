@@ -158,6 +158,6 @@ def _options(material: Material, section: DistillSection, held: Held) -> Distill
         labels=None if section.labels is None else read_labels(section.labels, material.folder),
         seed=section.seed,
     )
-    if section.temperature is None:
-        return options
-    return replace(options, temperature=section.temperature)
+    if section.temperature is not None:
+        options = replace(options, temperature=section.temperature)
+    return options if section.box_weight is None else replace(options, box_weight=section.box_weight)
