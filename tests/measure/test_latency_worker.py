@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,23 +13,19 @@ from edgekit.measure.latency_worker import Job, measure_blocks
 Log = list[str]
 
 
-class _Session:
-    """Stands in for a session: writes its label to the log and takes ``seconds``."""
-
-    def __init__(self, label: str, log: Log, seconds: float) -> None:
-        self.label, self.log, self.seconds = label, log, seconds
-
-    def run(self, _: object, __: object) -> None:
-        self.log.append(self.label)
-        time.sleep(self.seconds)
-
-
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """The labels of the models in the order in which they were called; the one called slow takes its time."""
     calls: Log = []
-    monkeypatch.setattr(
-        latency_worker, "_session", lambda path, _: _Session(path, calls, 0.03 if path == "slow" else 0.0)
-    )
+
+    def prepare(path: str, _: object) -> Callable[[int], Callable[[], None]]:
+        def call() -> None:
+            calls.append(path)
+            time.sleep(0.03 if path == "slow" else 0.0)
+
+        return lambda threads: call
+
+    monkeypatch.setattr(latency_worker, "prepare_model", prepare)
     monkeypatch.setattr(latency_worker, "_load_feeds", lambda _: {})
     return calls
 
@@ -73,10 +70,11 @@ def test_time_ends_the_measurement_after_the_fewest_runs_or_at_the_hard_limit(
 
 
 def test_a_model_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str, _: int) -> None:
+    def refuse(path: str, _: object) -> Callable[[int], Callable[[], None]]:
         raise ValueError("planted")
 
-    monkeypatch.setattr(latency_worker, "_session", refuse)
+    monkeypatch.setattr(latency_worker, "prepare_model", refuse)
+    monkeypatch.setattr(latency_worker, "_load_feeds", lambda _: {})
     with pytest.raises(RuntimeError, match="model 'a': planted"):
         measure_blocks(_job("a"), _ignore)
 
