@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import UsageError
 from edgekit.progress import Reporter
@@ -259,6 +259,7 @@ def export(
     preprocess: PreprocessLike = None,
     input_shapes: Shapes | None = None,
     limit: int | None = None,
+    io: Literal["quantized", "float"] | None = None,
     runs: int = 100,
     fresh: bool = False,
     command: str = "edgekit.export",
@@ -276,6 +277,7 @@ def export(
         preprocess: How images become inputs; the recipe's, else RGB / 255, letterboxed.
         input_shapes: Shapes of inputs that the network leaves open.
         limit: Most calibration samples.
+        io: What int8 artifacts take and return, ``quantized`` or ``float``; None is the target's own way.
         runs: Timed calls.
         fresh: Forget what earlier runs into ``out`` made.
         command: For the report.
@@ -293,6 +295,7 @@ def export(
         job = _recipe_job(recipe, model, data, targets, runs, command)
         job = replace(job, options=make_options(job.options, **options))
         job = replace(job, limit=limit or job.limit, input_shapes=input_shapes or job.input_shapes)
+        job = replace(job, io=io or job.io)
     else:
         job = Job(
             model=str(model),
@@ -300,6 +303,7 @@ def export(
             targets=targets,
             options=make_options(**options),
             limit=limit,
+            io=io,
             input_shapes=input_shapes or {},
             runs=runs,
             command=command,

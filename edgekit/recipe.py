@@ -265,10 +265,13 @@ class DeploySection(_Section):
     Attributes:
         targets: ``name`` or ``name:profile``; ``edgekit targets`` lists them.
         compare: Which artifacts of the network before compression are measured beside the compressed ones.
+        io: Whether int8 artifacts take and return codes (``quantized``) or float, where the target has a
+            choice.
     """
 
     targets: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)] = ("ort-cpu",)
     compare: Annotated[tuple[Literal["float", "int8"], ...], Field(strict=False)] = ("float",)
+    io: Literal["quantized", "float"] | None = None
 
     @field_validator("targets")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from edgekit.graph import Graph
 from edgekit.session import Runner
@@ -88,6 +88,8 @@ class Estimate:
         layers: One entry for each operator, slowest first: ``name``, ``op``, ``cycles``, ``macs``,
             ``utilization``; what is not known is left out.
         notes: What the reader of the figures must know.
+        problems: Why the artifact does not run on the hardware; empty where it does.
+        unmeasured: Why there is no latency, where nothing is missing.
     """
 
     latency: Measurement | None
@@ -95,6 +97,8 @@ class Estimate:
     memory: dict[str, int] = field(default_factory=dict)
     layers: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    unmeasured: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,21 @@ class Estimates(Protocol):
         Raises:
             ModelError: The file was not made by the target.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosesEnds(Protocol):
+    """A target whose int8 artifacts take and return codes or float, as asked.
+
+    Attributes:
+        io: ``quantized`` or ``float``.
+    """
+
+    io: Literal["quantized", "float"]
+
+    def with_io(self, io: Literal["quantized", "float"]) -> Target:
+        """The same target with the other ends."""
         ...
 
 

@@ -97,6 +97,10 @@ def export(
     preprocess: PreprocessText = None,
     input_shape: InputShapes = None,
     limit: Limit = None,
+    io: Annotated[
+        str | None,
+        typer.Option("--io", metavar="IO", help="What int8 files take and return: quantized or float."),
+    ] = None,
     calibrator: CalibratorName = None,
     percentile: Percentile = None,
     max_raised: MaxRaised = None,
@@ -113,6 +117,8 @@ def export(
     """
     from edgekit import api
 
+    if io not in (None, "quantized", "float"):
+        raise UsageError(f"'{io}'", where="--io", valid=("quantized", "float"))
     shell.on_interrupt = _RESUME
     with shell.reporter() as reporter:
         outcome = api.export(
@@ -124,6 +130,7 @@ def export(
             preprocess=preprocess,
             input_shapes=read_shapes(input_shape),
             limit=limit,
+            io="float" if io == "float" else "quantized" if io == "quantized" else None,
             runs=runs,
             fresh=fresh,
             command=shell.command,

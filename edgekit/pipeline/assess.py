@@ -118,7 +118,9 @@ def _estimated(target: Estimates, paths: Mapping[str, Path]) -> dict[str, Any]:
         notes = list(dict.fromkeys(note for item in found.values() for note in item.notes))
         data["latency"] = {**latency, "notes": notes}
     if "int8" in found and found["int8"].latency is None:
-        data["unmeasured"] = "the compiler's estimate leaves out operators that do not run on the unit"
+        data["unmeasured"] = found["int8"].unmeasured or (
+            "the compiler's estimate leaves out operators that do not run on the unit"
+        )
     elif not found:
         data["unmeasured"] = "the unit runs int8 only, and nothing was quantized"
     return data
@@ -145,7 +147,7 @@ def parity_step(context: Context, target: Target, compiled: Product, graphs: Map
         history = [change_json(change) for change in graphs["int8"].history]
         content = without_rescaled(found.to_json(), graphs["float"], history)
         data = {"parity": {**content, "method": "host", "note": note}, "data": data_json(watched)}
-        if isinstance(target, ComparesRuntimes):
+        if isinstance(target, ComparesRuntimes) and getattr(target, "io", "quantized") == "quantized":
             feeds = [sample.feeds for sample, _ in zip(samples, range(LAYER_SAMPLES), strict=False)]
             between = target.compare_runtimes(
                 artifacts(compiled)["int8"], target.lower(graphs["int8"]), feeds

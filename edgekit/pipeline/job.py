@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.data.base import Samples
 from edgekit.data.preprocess import Preprocess
@@ -41,6 +41,7 @@ class Job:
         evaluate: The task.
         compress: Steps that make the network smaller, in order.
         compare: Artifacts of the network before compression to measure too: ``float``, ``int8``.
+        io: What int8 artifacts take and return, ``quantized`` or ``float``; None is the target's own way.
         quantize: False makes the float artifact only.
         options: Of the quantizer.
         max_drop: Loss of the task metric above which quantization is tried again with more tensors raised.
@@ -61,6 +62,7 @@ class Job:
     evaluate: EvaluateSection = field(default_factory=lambda: EvaluateSection(task="outputs"))
     compress: tuple[CompressSection, ...] = ()
     compare: tuple[str, ...] = ("float",)
+    io: Literal["quantized", "float"] | None = None
     quantize: bool = True
     options: Options = field(default_factory=Options)
     max_drop: float | None = None
@@ -96,6 +98,7 @@ def from_recipe(recipe: Recipe, *, runs: int = 100, command: str = "") -> Job:
         evaluate=recipe.evaluate or EvaluateSection(task="outputs"),
         compress=recipe.compress,
         compare=recipe.deploy.compare,
+        io=recipe.deploy.io,
         quantize=section.enabled,
         options=Options(
             calibrator=section.calibrator,

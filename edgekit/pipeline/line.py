@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -55,6 +55,7 @@ from edgekit.pipeline.steps import (
 from edgekit.progress import Reporter
 from edgekit.registry import load_target
 from edgekit.report.html import render
+from edgekit.target import ChoosesEnds
 
 if TYPE_CHECKING:
     from edgekit.graph import Graph
@@ -123,7 +124,7 @@ def run_line(job: Job, out: Path, *, fresh: bool = False, reporter: Reporter | N
 
 
 def _targets(job: Job) -> tuple[Target, ...]:
-    found = tuple(load_target(name) for name in job.targets)
+    found = tuple(_with_io(load_target(name), job.io) for name in job.targets)
     names = [full_name(target) for target in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -131,6 +132,18 @@ def _targets(job: Job) -> tuple[Target, ...]:
     if not found:
         raise UsageError("no target is named", where="targets")
     return found
+
+
+def _with_io(target: Target, io: Literal["quantized", "float"] | None) -> Target:
+    if io is None:
+        return target
+    if not isinstance(target, ChoosesEnds):
+        raise UsageError(
+            f"'{target.name}' has no choice: its artifacts take and return float",
+            where="io",
+            hint="litert, ethos-u and tflm take both",
+        )
+    return target.with_io(io)
 
 
 def _line(context: Context, original: Network, network: Network, target: Target) -> TargetProducts:

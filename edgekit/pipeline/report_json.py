@@ -188,6 +188,8 @@ def _warn(context: Context, target: TargetProducts, entry: dict[str, Any], *, se
     unmeasured = target.data("latency", "unmeasured")
     if unmeasured:
         warn(f"Latency was not measured: {unmeasured}.")
+    for text in ((entry.get("estimate") or {}).get("int8") or {}).get("problems", []):
+        warn(f"Does not run on the board: {text}.")
     for node in ((entry.get("estimate") or {}).get("int8") or {}).get("missing", []):
         remedy = f" {node['remedy']}." if node["remedy"] else ""
         warn(f"Leaves the NPU: {node['op']} '{node['node']}': {node['reason']}.{remedy}")

@@ -19,7 +19,7 @@ from edgekit.pipeline.split import Part, Watched, splits
 from edgekit.pipeline.state import Product, Store, digest, listing
 from edgekit.progress import Reporter
 from edgekit.quantize.quantize import Options, QuantizeResult, quantize
-from edgekit.target import Prepares
+from edgekit.target import ChoosesEnds, Prepares
 
 if TYPE_CHECKING:
     from edgekit.quantize.scheme import Scheme
@@ -150,7 +150,8 @@ def compile_step(context: Context, target: Target, graphs: Mapping[str, Graph]) 
         OutputError: They cannot be written.
         EdgekitError: The target refuses a graph.
     """
-    parts = [full_name(target), {kind: graph.sha256() for kind, graph in graphs.items()}]
+    ends = target.io if isinstance(target, ChoosesEnds) else None
+    parts = [full_name(target), ends, {kind: graph.sha256() for kind, graph in graphs.items()}]
 
     def make(folder: Path) -> dict[str, Any]:
         found = {}

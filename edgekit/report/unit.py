@@ -31,6 +31,7 @@ class Estimate:
 
     Attributes:
         complete: Whether it accounts for every operator.
+        timed: Whether it holds a latency.
         memory: Kind of memory and size.
         layers: The slowest operators.
         count: How many operators there are.
@@ -39,6 +40,7 @@ class Estimate:
     """
 
     complete: bool
+    timed: bool
     memory: list[tuple[str, str]]
     layers: list[LayerCost]
     count: int
@@ -78,7 +80,8 @@ def estimate(target: dict[str, Any]) -> Estimate | None:
     layers = items(entry.get("layers"))
     total = sum(finite(layer.get("cycles")) or 0.0 for layer in layers)
     return Estimate(
-        complete=entry.get("latency") is not None,
+        complete=not entry.get("missing"),
+        timed=entry.get("latency") is not None,
         memory=[
             (name, bytes_text(size))
             for name, raw in table(entry.get("memory")).items()
@@ -90,7 +93,7 @@ def estimate(target: dict[str, Any]) -> Estimate | None:
             tuple(clean(item.get(key)) for key in ("op", "node", "reason", "remedy"))  # type: ignore[misc]
             for item in items(entry.get("missing"))
         ],
-        notes=[clean(note) for note in entry.get("notes") or []],
+        notes=[clean(note) for key in ("problems", "notes") for note in entry.get(key) or []],
     )
 
 
@@ -125,7 +128,9 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
     found = estimate(target)
     if found is not None:
         yield ""
-        if found.complete:
+        if not found.timed and found.complete:
+            yield paint("Memory on the device", "bold")
+        elif found.complete:
             yield paint("The compiler's estimate covers every operator", "good")
         else:
             count = len(found.missing)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifacts import KINDS, open_artifact, write_artifact
 from edgekit.errors import ModelError, UsageError
@@ -41,6 +41,7 @@ class EthosUTarget:
         name: ``ethos-u``.
         title: What a person calls it.
         scheme: Number formats: those of the operators that Vela keeps on the NPU.
+        io: What the int8 artifact takes and returns.
     """
 
     hardware: Hardware
@@ -49,6 +50,7 @@ class EthosUTarget:
     name: str
     title: str
     scheme: Scheme | None
+    io: Literal["quantized", "float"] = "quantized"
 
     @classmethod
     def create(cls, profile: str | None = None) -> EthosUTarget:
@@ -80,7 +82,7 @@ class EthosUTarget:
             raise UsageError(f"there is no artifact kind '{kind}'", valid=KINDS)
         if kind == "float":
             return write_artifact(graph, kind, folder)
-        package = write_package(graph, kind, folder, dialect=self._dialect)
+        package = write_package(graph, kind, folder, io=self.io, dialect=self._dialect)
         data = package.path.read_bytes()
         result = compile_model(data, self.npu)
         write_whole(compiled_path(package.path), result.model)
@@ -119,6 +121,10 @@ class EthosUTarget:
         if not _is_tflite(path):
             return float_placement(path)
         return npu_placement(path, self.vela(path))
+
+    def with_io(self, io: Literal["quantized", "float"]) -> EthosUTarget:
+        """The same target whose int8 artifacts have other ends."""
+        return replace(self, io=io)
 
     def prepare(self, graph: Graph) -> Graph:
         """The float network with the operators that TFLite has integer kernels for."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifacts import KINDS
 from edgekit.errors import UsageError
@@ -37,6 +37,7 @@ class LiteRtTarget:
         name: ``litert``.
         title: What a person calls it.
         scheme: Number formats: those of LiteRT's int8 kernels.
+        io: What the int8 artifact takes and returns.
     """
 
     hardware: Hardware
@@ -44,12 +45,17 @@ class LiteRtTarget:
     name: str
     title: str
     scheme: Scheme | None
+    io: Literal["quantized", "float"] = "quantized"
 
     @classmethod
     def create(cls, profile: str | None = None) -> LiteRtTarget:
         hardware = load_hardware(_HARDWARE)
         chosen = hardware.choose(profile)
         return cls(hardware, chosen, "litert", f"{hardware.title}: {chosen.title}", hardware.scheme)
+
+    def with_io(self, io: Literal["quantized", "float"]) -> LiteRtTarget:
+        """The same target whose int8 artifacts have other ends."""
+        return replace(self, io=io)
 
     def prepare(self, graph: Graph) -> Graph:
         """The float network with the operators that TFLite has integer kernels for."""
@@ -73,7 +79,7 @@ class LiteRtTarget:
 
         if kind not in KINDS:
             raise UsageError(f"there is no artifact kind '{kind}'", valid=KINDS)
-        package = write_package(graph, kind, folder, dialect=_DIALECT)
+        package = write_package(graph, kind, folder, io=self.io, dialect=_DIALECT)
         return Artifact(kind, package.path, package.size_bytes, package.companions)
 
     def open(self, path: Path, *, threads: int | None = None) -> PackageRunner:

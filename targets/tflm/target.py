@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifacts import KINDS, open_artifact, write_artifact
 from edgekit.errors import UsageError
 from edgekit.graph import Graph
 from edgekit.quantize.scheme import Scheme
 from edgekit.session import OrtRunner
-from edgekit.target import Artifact, Placement, Profile
+from edgekit.target import Artifact, Estimate, Placement, Profile
 from edgekit.targets.tflm.fit import NEED_FILE, Fit, Need, fit, load_need
 from edgekit.targets.tflm.hardware import Board, BoardHardware, load_boards
 
@@ -32,6 +32,7 @@ class TflmTarget:
         name: ``tflm``.
         title: What a person calls it.
         scheme: Number formats: those of TFLite Micro's int8 kernels.
+        io: What the int8 artifact takes and returns.
     """
 
     hardware: BoardHardware
@@ -39,6 +40,7 @@ class TflmTarget:
     name: str
     title: str
     scheme: Scheme | None
+    io: Literal["quantized", "float"] = "quantized"
 
     @classmethod
     def create(cls, profile: str | None = None) -> TflmTarget:
@@ -50,6 +52,10 @@ class TflmTarget:
     def board(self) -> Board:
         """All figures of the profile."""
         return self.hardware.profiles[self.profile.name]
+
+    def with_io(self, io: Literal["quantized", "float"]) -> TflmTarget:
+        """The same target whose int8 artifacts have other ends."""
+        return replace(self, io=io)
 
     def prepare(self, graph: Graph) -> Graph:
         """The float network with the operators that TFLite has integer kernels for."""
@@ -80,7 +86,7 @@ class TflmTarget:
         from edgekit.targets.tflm.operators import check_operators
         from edgekit.tflite.package import write_package
 
-        package = write_package(graph, kind, folder, check=check_operators)
+        package = write_package(graph, kind, folder, io=self.io, check=check_operators)
         return Artifact(
             kind,
             package.path,
@@ -95,6 +101,27 @@ class TflmTarget:
             ModelError: What was measured when it was compiled is not beside it.
         """
         return fit(load_need(path), self.board)
+
+    def estimate(self, path: Path) -> Estimate:
+        """Flash and arena of an int8 artifact against the board's; there is no latency.
+
+        Raises:
+            ModelError: What was measured when it was compiled is not beside it.
+        """
+        found = self.fit(path)
+        texts = [f"{item.text}. {item.remedy}" if item.remedy else item.text for item in found.findings]
+        blocked = [item.blocks for item in found.findings]
+        return Estimate(
+            latency=None,
+            memory={"flash": found.need.flash_bytes, "arena": found.need.arena_bytes},
+            notes=(
+                *(text for text, blocks in zip(texts, blocked, strict=True) if not blocks),
+                found.need.arena.note,
+                found.need.source,
+            ),
+            problems=tuple(text for text, blocks in zip(texts, blocked, strict=True) if blocks),
+            unmeasured="what TFLite Micro takes on this machine says nothing about the board",
+        )
 
     def open(self, path: Path, *, threads: int | None = None) -> OrtRunner | PackageRunner:
         """Load an artifact: ``.tflite`` in TFLite Micro's interpreter, ``.onnx`` in ONNX Runtime.
