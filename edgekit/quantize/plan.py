@@ -329,12 +329,20 @@ def _adds_bias(node: ir.Node, add: ir.Node, index: int) -> bool:
     return bias is not None and weight is not None and bias.shape == (weight.shape[-1],)
 
 
+def _has_shared_scales(node: ir.Node) -> bool:
+    """Whether one scale of the weights belongs to several biases: in a grouped ConvTranspose."""
+    grouped = "group" in node.attributes and node.attributes["group"].as_int() > 1
+    return node.op_type == "ConvTranspose" and grouped and len(node.inputs) > 2
+
+
 def uncommon_form(node: ir.Node) -> str:
     """Why a node that multiplies and accumulates has no integer kernel in this form; empty when it has."""
     if node.op_type == "MatMul":
         return "its stored weights are the first factor" if array(node.inputs[0]) is not None else ""
     if array(node.inputs[1]) is None:
         return "its weights are computed, not stored"
+    if _has_shared_scales(node):
+        return "its bias differs between groups that share the scales of their weights"
     if node.op_type == "Gemm":
         scaled = [
             k for k in ("alpha", "beta") if k in node.attributes and node.attributes[k].as_float() != 1.0

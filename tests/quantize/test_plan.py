@@ -134,6 +134,20 @@ def test_rule_2_an_output_on_the_way_is_no_tail(build: Build, scheme: Scheme) ->
     assert _integer(plan) == {"a", "s", "y"}
 
 
+def test_a_grouped_transposed_convolution_stays_in_float(build: Build, scheme: Scheme) -> None:
+    """Its weights are [in, out / groups, …]: one scale would belong to several output channels."""
+    rule = scheme.ops["Conv"].model_copy(update={"weight_axis": 1})
+    known = scheme.model_copy(update={"ops": {**scheme.ops, "ConvTranspose": rule}})
+    weights = {"w1": np.ones((8, 3, 1, 1)), "t": np.ones((8, 8, 2, 2)), "b": np.ones(16)}
+    for groups, integer in ((1, True), (2, False)):
+        weight = weights["t"] if groups == 2 else np.ones((8, 16, 2, 2))
+        text = f"""g (float[1,3,8,8] x) => (float[1,16,16,16] y) {{
+            a = Conv(x, w1) y = ConvTranspose<strides=[2,2], group={groups}>(a, t, b)
+        }}"""
+        plan = make_plan(build(text, {**weights, "t": weight}), known)
+        assert ("y" in _integer(plan)) is integer
+
+
 def test_rule_3_raised(build: Build, scheme: Scheme) -> None:
     graph = _graph(build, "a = Conv(x, w1) r = Relu(a) b = Conv(r, w3) y = Conv(b, w2)")
     plan = make_plan(graph, scheme, raised=["r"])
