@@ -228,7 +228,7 @@ def _warn_runtimes(warn: Any, runtimes: dict[str, Any] | None) -> None:
             warn(
                 f"{len(over)} of {len(rows)} outputs are more than {budget} steps off in {runtime} (compared "
                 f"with {runtimes['reference']}): a code that one kernel rounds the other way moves others "
-                f"behind it. Worst: '{worst['tensor']}', {worst['rms_steps']:.1f} steps on average, "
+                f"behind it. Worst: '{worst['tensor']}', {worst['rms_steps']:.1f} steps RMS, "
                 f"{worst['max_steps']} at most."
             )
 

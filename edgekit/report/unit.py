@@ -147,7 +147,7 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
         for row in between.rows:
             text = f"{row.runtime}: {row.steps or 'not compared'}"
             if row.steps and row.steps != "0":
-                text += f" at most, {row.rms} on average, {row.different} of the codes differ"
+                text += f" at most, {row.rms} RMS, {row.different} of the codes differ"
             yield from (paint(line, row.tone) for line in listed(text, width))
 
 

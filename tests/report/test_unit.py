@@ -192,7 +192,7 @@ def test_runtimes_on_a_terminal(npu: dict[str, Any]) -> None:
     start = lines.index("Steps off LiteRT, reference kernels at the outputs (2 allowed)")
     assert lines[start + 1 : start + 4] == [
         "- integer reference: 0",
-        "- LiteRT, XNNPACK: 2 at most, 0.31 on average, 50 % of the codes differ",
+        "- LiteRT, XNNPACK: 2 at most, 0.31 RMS, 50 % of the codes differ",
         "- ONNX Runtime: not compared",
     ]
 
