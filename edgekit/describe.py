@@ -42,7 +42,6 @@ def _describe_tflite(path: Path, layout: str) -> ArtifactEntry:
         "inputs": tuple(_io_entry(entry, layout) for entry in io.inputs),
         "outputs": tuple(_io_entry(entry, "") for entry in io.outputs),
     }
-    ends = [end for name, end in (("front", io.front), ("decoder", io.decoder)) if end is not None]
     inputs, outputs = {e.name: e for e in raw["inputs"]}, {e.name: e for e in raw["outputs"]}
     made: set[str] = set()
     if io.front is not None:
@@ -57,7 +56,7 @@ def _describe_tflite(path: Path, layout: str) -> ArtifactEntry:
         size_bytes=path.stat().st_size,
         inputs=tuple(inputs[name] for name in io.arguments if name in inputs and name not in made),
         outputs=tuple(outputs[name] for name in io.results),
-        raw=raw if ends else None,
+        raw=raw if io.front or io.decoder else None,
     )
 
 

@@ -121,7 +121,7 @@ class _Planner:
         self.apart |= self._mixed_joins()
         tensors, constants = self._tensors()
         moved = {v for n in self.nodes if self._moves(n) and name(n) not in self.apart for v in outputs(n)}
-        wide = frozenset(name(n) for n in self.nodes if self._is_wide(n))
+        wide = self._wide()
         return Plan(
             integer_nodes=frozenset(self.integer),
             tensors=tensors,
@@ -153,12 +153,18 @@ class _Planner:
         """The activations that a node's kernel reads and writes."""
         return [*inputs(node), *outputs(self._activation_of(node) or node)]
 
-    def _is_wide(self, node: ir.Node) -> bool:
-        if self.scheme.wide is None or name(node) not in self.integer:
-            return False
-        if name(node) in self.activations:
-            return any(name(n) == self.owners[name(node)] and self._is_wide(n) for n in self.nodes)
-        return self.scheme.ops[node.op_type].wide and any(t in self.raised for t in self._touched(node))
+    def _wide(self) -> frozenset[str]:
+        """The integer nodes that run in the raised format, with the activations that they absorb."""
+        if self.scheme.wide is None:
+            return frozenset()
+        found = {
+            name(node)
+            for node in self.nodes
+            if name(node) in self.integer - self.activations
+            and self.scheme.ops[node.op_type].wide
+            and any(t in self.raised for t in self._touched(node))
+        }
+        return frozenset(found | {self.absorbed[node] for node in found if node in self.absorbed})
 
     def _formats(self, tensors: tuple[str, ...], wide: frozenset[str]) -> dict[str, tuple[Format, ...]]:
         if self.scheme.wide is None or not wide:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from edgekit.session import Runner
 from edgekit.target import Artifact, CostModel, Estimate, LeftNode, Placement, Profile, RuntimeParity
 from edgekit.targets.ethos_u.profiles import Family, NpuProfile, load_npu
 from edgekit.tflite.dialect import Dialect
+from edgekit.tflite.target import TfliteTarget
 
 if TYPE_CHECKING:
     from edgekit.targets.ethos_u.vela import VelaResult
@@ -28,7 +29,7 @@ _HARDWARE = Path(__file__).with_name("hardware.toml")
 
 
 @dataclass
-class EthosUTarget:
+class EthosUTarget(TfliteTarget):
     """``.tflite`` files, compiled by Vela.
 
     ``int8.tflite`` says what is computed and runs in LiteRT's reference kernels, ``int8.vela.tflite`` is the
@@ -58,10 +59,6 @@ class EthosUTarget:
         chosen = hardware.choose(profile)
         title = f"{hardware.title}: {chosen.title}"
         return cls(hardware, chosen, load_npu(chosen.name), "ethos-u", title, hardware.scheme)
-
-    def lower(self, graph: Graph) -> Graph:
-        """The graph itself: TFLite's operators and layouts are chosen when it is compiled."""
-        return graph
 
     def compile(self, graph: Graph, kind: str, folder: Path) -> Artifact:
         """Write the artifact into ``folder``.
@@ -121,16 +118,6 @@ class EthosUTarget:
         if not _is_tflite(path):
             return float_placement(path)
         return npu_placement(path, self.vela(path))
-
-    def with_io(self, io: Literal["quantized", "float"]) -> EthosUTarget:
-        """The same target whose int8 artifacts have other ends."""
-        return replace(self, io=io)
-
-    def prepare(self, graph: Graph) -> Graph:
-        """The float network with the operators that TFLite has integer kernels for."""
-        from edgekit.tflite.prepare import prepare
-
-        return prepare(graph)
 
     def compare_runtimes(
         self, path: Path, graph: Graph, feeds: Sequence[Mapping[str, Array]]

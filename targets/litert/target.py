@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from edgekit.quantize.scheme import Scheme
 from edgekit.session import cores
 from edgekit.target import Artifact, Placement, Profile, RuntimeParity
 from edgekit.tflite.dialect import Dialect
+from edgekit.tflite.target import TfliteTarget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ _DIALECT = Dialect(mixed=True)
 
 
 @dataclass
-class LiteRtTarget:
+class LiteRtTarget(TfliteTarget):
     """``.tflite`` files, run by LiteRT with XNNPACK.
 
     Attributes:
@@ -52,20 +53,6 @@ class LiteRtTarget:
         hardware = load_hardware(_HARDWARE)
         chosen = hardware.choose(profile)
         return cls(hardware, chosen, "litert", f"{hardware.title}: {chosen.title}", hardware.scheme)
-
-    def with_io(self, io: Literal["quantized", "float"]) -> LiteRtTarget:
-        """The same target whose int8 artifacts have other ends."""
-        return replace(self, io=io)
-
-    def prepare(self, graph: Graph) -> Graph:
-        """The float network with the operators that TFLite has integer kernels for."""
-        from edgekit.tflite.prepare import prepare
-
-        return prepare(graph)
-
-    def lower(self, graph: Graph) -> Graph:
-        """The graph itself: TFLite's operators and layouts are chosen when it is compiled."""
-        return graph
 
     def compile(self, graph: Graph, kind: str, folder: Path) -> Artifact:
         """Write ``<kind>.tflite`` into ``folder`` and, where the network ends in float, its ONNX files.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from edgekit.session import OrtRunner
 from edgekit.target import Artifact, Estimate, Placement, Profile
 from edgekit.targets.tflm.fit import NEED_FILE, Fit, Need, fit, load_need
 from edgekit.targets.tflm.hardware import Board, BoardHardware, load_boards
+from edgekit.tflite.target import TfliteTarget
 
 if TYPE_CHECKING:
     from edgekit.tflite.package import Package, PackageRunner
@@ -23,7 +24,7 @@ _HARDWARE = Path(__file__).with_name("hardware.toml")
 
 
 @dataclass
-class TflmTarget:
+class TflmTarget(TfliteTarget):
     """``.tflite`` files and the same as C++ source, run by TFLite Micro's interpreter.
 
     Attributes:
@@ -52,20 +53,6 @@ class TflmTarget:
     def board(self) -> Board:
         """All figures of the profile."""
         return self.hardware.profiles[self.profile.name]
-
-    def with_io(self, io: Literal["quantized", "float"]) -> TflmTarget:
-        """The same target whose int8 artifacts have other ends."""
-        return replace(self, io=io)
-
-    def prepare(self, graph: Graph) -> Graph:
-        """The float network with the operators that TFLite has integer kernels for."""
-        from edgekit.tflite.prepare import prepare
-
-        return prepare(graph)
-
-    def lower(self, graph: Graph) -> Graph:
-        """The graph itself: TFLite's operators and layouts are chosen when it is compiled."""
-        return graph
 
     def compile(self, graph: Graph, kind: str, folder: Path) -> Artifact:
         """Write ``int8.tflite``, its C++ source and what it needs; or ``float.onnx``, for comparison.
