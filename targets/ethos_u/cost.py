@@ -14,11 +14,9 @@ Cycles are remembered in the user's cache folder, for the NPU and the version of
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +28,7 @@ from edgekit.errors import OutputError, UsageError
 from edgekit.files import write_whole
 from edgekit.graph import Graph
 from edgekit.measure.result import Measurement, Method
-from edgekit.passes.edit import is_constant, size_bytes, static_shape
+from edgekit.prune.pricing import as_is, cache_file, moved_bytes, other_bytes
 from edgekit.quantize.plan import MAC_OPS, make_plan
 from edgekit.quantize.qdq import insert_qdq
 from edgekit.quantize.qparams import activation_params
@@ -148,15 +146,15 @@ class VelaCost:
         Raises:
             ToolError: Vela failed.
         """
-        kernels = sum(self.node_ms([_as_is(node) for node in graph.nodes if node.op_type in MAC_OPS]))
-        others = sum(self.byte_ms(node) * _bytes(node) for node in graph.nodes)
+        kernels = sum(self.node_ms([as_is(node) for node in graph.nodes if node.op_type in MAC_OPS]))
+        others = sum(self.byte_ms(node) * moved_bytes(node) for node in graph.nodes)
         spread = {"kernels": kernels, "others": others, "fixed": self._fixed}
         note = f"from Vela's cycles of single kernels on {self.profile.accelerator}"
         return Measurement(kernels + others + self._fixed, "ms", Method.COMPILER_ESTIMATE, spread, note)
 
     def calibrate(self, graph: Graph, whole: VelaResult) -> None:
         """Scale, rates and the fixed part, from what Vela made of the whole network."""
-        table = sum(self.cycles([_as_is(n) for n in graph.nodes if n.op_type in MAC_OPS]))
+        table = sum(self.cycles([as_is(n) for n in graph.nodes if n.op_type in MAC_OPS]))
         own = sum(layer.cycles for layer in whole.layers if layer.op in KERNELS)
         self._scale = own / table if own and table else 1.0
         others: dict[str, int] = {}
@@ -226,17 +224,7 @@ def _cache_file(profile: NpuProfile) -> Path:
     except metadata.PackageNotFoundError:
         version = ""  # what comes next says that it is not installed
     identity = [version, profile.model_dump(mode="json", exclude={"sources", "clock_hz"})]
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "edgekit" / f"vela-{profile.accelerator}-{name}.json"
-
-
-def _as_is(node: ir.Node) -> NodeRequest:
-    return NodeRequest(
-        node,
-        tuple(None if v is None else static_shape(v) for v in node.inputs),
-        tuple(static_shape(v) or () for v in node.outputs),
-    )
+    return cache_file(f"vela-{profile.accelerator}", identity)
 
 
 def _rates(graph: Graph, ms: Mapping[str, float]) -> dict[str, float]:
@@ -245,10 +233,7 @@ def _rates(graph: Graph, ms: Mapping[str, float]) -> dict[str, float]:
     An operator that Vela names shares its time among its nodes. All the rest (layout changes) is shared by
     the nodes that it does not name, which they were made from.
     """
-    sizes: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op_type not in MAC_OPS:
-            sizes[node.op_type] = sizes.get(node.op_type, 0) + _bytes(node)
+    sizes = other_bytes(graph)
     times: dict[str, float] = {}
     rest = 0.0
     for op, time in ms.items():
@@ -260,14 +245,3 @@ def _rates(graph: Graph, ms: Mapping[str, float]) -> dict[str, float]:
     unnamed = sum(size for op, size in sizes.items() if op not in times)
     named = {op: time / sizes[op] for op, time in times.items()}
     return {**named, "": rest / unnamed if unnamed else 0.0}
-
-
-def _bytes(node: ir.Node) -> int:
-    """Bytes of the computed tensors that a node reads and writes."""
-    return sum(size_bytes(v) for v in _tensors(node))
-
-
-def _tensors(node: ir.Node) -> Iterator[ir.Value]:
-    yield from dict.fromkeys(
-        v for v in (*node.inputs, *node.outputs) if v is not None and v.name and not is_constant(v)
-    )

@@ -13,11 +13,9 @@ Figures are remembered in the user's cache folder, for the CPU and the version o
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +29,9 @@ from edgekit.files import write_whole
 from edgekit.graph import Graph, array
 from edgekit.measure.machine import core_ids, machine
 from edgekit.measure.result import Measurement, Method
-from edgekit.passes.edit import is_constant, size_bytes, static_shape
+from edgekit.passes.edit import is_constant
 from edgekit.prune.figures import with_made_up_ranges
+from edgekit.prune.pricing import as_is, cache_file, moved_bytes, other_bytes
 from edgekit.quantize.plan import MAC_OPS
 from edgekit.target import NodeRequest, Profile
 from edgekit.targets.ort_cpu.kernel_times import Job, Kernels, time_kernels
@@ -150,9 +149,9 @@ class LatencyTable:
         Raises:
             ToolError: A kernel that was not known could not be timed.
         """
-        requests = [_as_is(node) for node in graph.nodes if node.op_type in MAC_OPS]
+        requests = [as_is(node) for node in graph.nodes if node.op_type in MAC_OPS]
         kernels = sum(self.node_ms(requests))
-        others = sum(self.byte_ms(node) * _bytes(node) for node in graph.nodes)
+        others = sum(self.byte_ms(node) * moved_bytes(node) for node in graph.nodes)
         spread = {"kernels": kernels, "others": others, "fixed": self._fixed}
         note = f"from kernels timed one by one on this machine, {self.kind}, threads: {self.threads}"
         return Measurement(kernels + others + self._fixed, "ms", Method.MODEL_ESTIMATE, spread, note)
@@ -177,7 +176,7 @@ class LatencyTable:
     def _calibrate(self) -> None:
         """Scale, rates and the fixed part from a profile of the whole network."""
         nodes = [n for n in self.graph.nodes if n.op_type in MAC_OPS]
-        table = sum(self.known[key] for key in self._look_up([_as_is(n) for n in nodes]))
+        table = sum(self.known[key] for key in self._look_up([as_is(n) for n in nodes]))
         model, best = self._compiled(self.graph), None
         for _ in range(_TRIES):
             (whole,) = self._time([model], whole=True)
@@ -240,17 +239,7 @@ class LatencyTable:
 def _cache_file(kind: str, threads: int) -> Path:
     here = machine()
     identity = [here["cpu"], here["features"], here["onnxruntime"], here["os"]]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "edgekit" / f"kernels-{name}-{kind}-{threads}.json"
-
-
-def _as_is(node: ir.Node) -> NodeRequest:
-    return NodeRequest(
-        node,
-        tuple(None if v is None else static_shape(v) for v in node.inputs),
-        tuple(static_shape(v) or () for v in node.outputs),
-    )
+    return cache_file("kernels", identity, f"-{kind}-{threads}")
 
 
 def _describe(request: NodeRequest) -> str:
@@ -330,10 +319,7 @@ def _rates(graph: Graph, ms: Mapping[str, float]) -> dict[str, float]:
     2. All other kernels (layout changes, fused operators) are shared by the nodes that the profile does not
        name, which they were made from.
     """
-    sizes: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op_type not in MAC_OPS:
-            sizes[node.op_type] = sizes.get(node.op_type, 0) + _bytes(node)
+    sizes = other_bytes(graph)
     named = {op: _kernel_ms(op, ms) for op in sizes}
     rates = {op: time / sizes[op] for op, time in named.items() if time and sizes[op]}
     rest = sum(ms.values()) - sum(time for op, time in named.items() if op in rates)
@@ -344,14 +330,3 @@ def _rates(graph: Graph, ms: Mapping[str, float]) -> dict[str, float]:
 def _kernel_ms(op: str, ms: Mapping[str, float]) -> float:
     names = (op, f"QLinear{op}", f"Nhwc{op}", f"Fused{op}", *(("Upsample",) if op == "Resize" else ()))
     return sum(ms.get(name, 0.0) for name in names)
-
-
-def _bytes(node: ir.Node) -> int:
-    """Bytes of the computed tensors that a node reads and writes."""
-    return sum(size_bytes(v) for v in _tensors(node))
-
-
-def _tensors(node: ir.Node) -> Iterator[ir.Value]:
-    yield from dict.fromkeys(
-        v for v in (*node.inputs, *node.outputs) if v is not None and v.name and not is_constant(v)
-    )
