@@ -39,6 +39,7 @@ What stays hard for 8 bits is that ``r`` spans the spread of the rows' deviation
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from enum import StrEnum
 
 import numpy as np
@@ -72,22 +73,51 @@ def decompose_layernorm(graph: Graph, *, squares: Squares = Squares.MEAN) -> Gra
     Raises:
         UsageError: ``squares`` is no known form.
     """
+    return decompose(
+        graph, ("LayerNormalization",), "layer normalizations", squares, _obstacle, _rewrite, __name__
+    )
+
+
+def decompose(
+    graph: Graph,
+    ops: Collection[str],
+    words: str,
+    squares: Squares,
+    obstacle: Callable[[ir.Node], str],
+    rewrite: Callable[[Rewriter, ir.Node, Squares], None],
+    module: str,
+) -> Graph:
+    """Replace every node of some operators, or say why it has to stay.
+
+    Args:
+        graph: The graph, with static shapes.
+        ops: Operators of the standard domain.
+        words: What a person calls them.
+        squares: How the variance is computed.
+        obstacle: Why a node has to stay; empty if it need not.
+        rewrite: Puts other nodes in the place of one.
+        module: Of the pass, which is called as its file.
+
+    Raises:
+        UsageError: ``squares`` is no known form.
+    """
     if squares not in list(Squares):
         raise UsageError(f"no way to compute squares called '{squares}'", valid=list(Squares))
     result = graph.copy()
     rewriter = Rewriter(result.model)
     done: list[str] = []
     refused: list[Refusal] = []
-    for node in [n for n in result.model.graph if n.op_type == "LayerNormalization" and not n.domain]:
-        reason = _obstacle(node)
+    for node in [n for n in result.model.graph if n.op_type in ops and not n.domain]:
+        reason = obstacle(node)
         if reason:
             refused.append(Refusal(str(node.name), reason))
             continue
         done.append(str(node.outputs[0].name))
-        _rewrite(rewriter, node, squares)
-    summary = f"wrote {len(done)} layer normalizations as products, means and roots"
+        rewrite(rewriter, node, squares)
+    summary = f"wrote {len(done)} {words} as products, means and roots"
     details = {"decomposed": done, "squares": str(squares)}
-    return result.with_change(Change("decompose_layernorm", summary, tuple(refused), details))
+    change = Change(module.rpartition(".")[2], summary, tuple(refused), details)
+    return result.with_change(change)
 
 
 def _obstacle(node: ir.Node) -> str:

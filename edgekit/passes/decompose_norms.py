@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import UsageError
-from edgekit.graph import Change, Graph, Refusal, array
-from edgekit.passes.decompose_layernorm import Squares, Standardize, scale, shift
+from edgekit.graph import Graph, array
+from edgekit.passes.decompose_layernorm import Squares, Standardize, decompose, scale, shift
 from edgekit.passes.edit import float_attribute, int_attribute, is_constant, static_shape
 from edgekit.passes.subgraph import Builder, Rewriter
 
@@ -37,22 +36,9 @@ def decompose_norms(graph: Graph, *, squares: Squares = Squares.MEAN) -> Graph:
     Raises:
         UsageError: ``squares`` is no known form.
     """
-    if squares not in list(Squares):
-        raise UsageError(f"no way to compute squares called '{squares}'", valid=list(Squares))
-    result = graph.copy()
-    rewriter = Rewriter(result.model)
-    done: list[str] = []
-    refused: list[Refusal] = []
-    for node in [n for n in result.model.graph if n.op_type in _NORMS and not n.domain]:
-        reason = _obstacle(node)
-        if reason:
-            refused.append(Refusal(str(node.name), reason))
-            continue
-        done.append(str(node.outputs[0].name))
-        _rewrite(rewriter, node, squares)
-    summary = f"wrote {len(done)} instance and group normalizations as products, means and roots"
-    details = {"decomposed": done, "squares": str(squares)}
-    return result.with_change(Change("decompose_norms", summary, tuple(refused), details))
+    return decompose(
+        graph, _NORMS, "instance and group normalizations", squares, _obstacle, _rewrite, __name__
+    )
 
 
 def _obstacle(node: ir.Node) -> str:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import edgekit.tflite.lower.lower  # noqa: F401  (fills the registry)
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
 from edgekit.passes.infer_shapes import infer_shapes
