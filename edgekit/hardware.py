@@ -6,12 +6,14 @@ Every figure carries the public document it was taken from; a profile with a fig
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekit.errors import InputError, UnknownNameError
+from edgekit.formats import profile_names, split_profile
 from edgekit.quantize.scheme import Scheme
 from edgekit.target import Profile
 
@@ -77,6 +79,8 @@ class Hardware(BaseModel):
         default: The profile taken when none is named.
         profiles: Every piece of hardware, by name.
         scheme: Number formats for quantization; None for a target that runs float only.
+        formats: Other number formats on the same hardware, by name: ``title`` and keys that replace those of
+            the scheme. See :mod:`edgekit.formats`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,6 +89,13 @@ class Hardware(BaseModel):
     default: str
     profiles: dict[str, HardwareProfile]
     scheme: Scheme | None = None
+    formats: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _formats_are_schemes(self) -> Self:
+        for form in self.formats:
+            self._scheme(form)
+        return self
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:
@@ -99,17 +110,31 @@ class Hardware(BaseModel):
             UnknownNameError: There is no such profile.
         """
         name = profile or self.default
-        if name not in self.profiles:
-            raise UnknownNameError(f"there is no profile called '{name}'", valid=self.profiles)
-        return self.profiles[name].to_profile(name)
+        titles = profile_names(self.model_dump(include={"profiles", "formats"}))
+        if name not in titles:
+            raise UnknownNameError(f"there is no profile called '{name}'", valid=titles)
+        base, _ = split_profile(name, self.formats)
+        return replace(self.profiles[base].to_profile(name), title=titles[name])
+
+    def scheme_of(self, profile: str) -> Scheme | None:
+        """The number formats of a profile, which its name may end in."""
+        return self._scheme(split_profile(profile, self.formats)[1])
 
     def describe(self, profile: str) -> dict[str, Any]:
         """The chosen profile, all profile names and the scheme, JSON-ready."""
+        base, form = split_profile(profile, self.formats)
+        scheme = self._scheme(form)
         return {
-            "profile": {"name": profile, **self.profiles[profile].model_dump(mode="json")},
-            "profiles": {name: entry.title for name, entry in self.profiles.items()},
-            "scheme": None if self.scheme is None else self.scheme.model_dump(mode="json"),
+            "profile": {"name": profile, **self.profiles[base].model_dump(mode="json")},
+            "profiles": profile_names(self.model_dump(include={"profiles", "formats"})),
+            "scheme": None if scheme is None else scheme.model_dump(mode="json"),
         }
+
+    def _scheme(self, form: str) -> Scheme | None:
+        if self.scheme is None or not form:
+            return self.scheme
+        changed = {key: value for key, value in self.formats[form].items() if key != "title"}
+        return Scheme.model_validate({**self.scheme.model_dump(mode="json"), **changed})
 
 
 def load_hardware(path: Path) -> Hardware:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.errors import InputError, UnknownNameError
+from edgekit.formats import profile_names
 
 if TYPE_CHECKING:
     from edgekit.target import Target
@@ -114,7 +115,7 @@ def _folder(name: str) -> str:
 
 def _summary(name: str) -> TargetSummary:
     content = _toml(TARGETS_FOLDER / _folder(name) / "hardware.toml")
-    profiles = {key: str(profile.get("title", key)) for key, profile in content.get("profiles", {}).items()}
+    profiles = profile_names(content)
     default = str(content.get("default", next(iter(profiles), "")))
     return TargetSummary(name, str(content.get("title", name)), profiles, default, "scheme" in content)
 

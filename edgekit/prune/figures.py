@@ -15,14 +15,11 @@ from edgekit.graph import Graph
 from edgekit.measure.result import Measurement, Method
 from edgekit.prune.cost import weight_bytes
 from edgekit.prune.options import CostKind, PruneOptions
-from edgekit.quantize.plan import make_plan
-from edgekit.quantize.qdq import insert_qdq
-from edgekit.quantize.qparams import activation_params
+from edgekit.quantize.made_up import with_made_up_ranges
 from edgekit.stats import count
 from edgekit.target import HasCostModel
 
 if TYPE_CHECKING:
-    from edgekit.quantize.scheme import Scheme
     from edgekit.target import CostModel, Target
 
 #: Speedup from which a pruned network counts as faster: less is the machine's noise.
@@ -160,15 +157,3 @@ def slower(before: Measurement, after: Measurement) -> list[str]:
         f"the pruned network {word} the original: {after.value:.3f} ms against {before.value:.3f} ms, timed"
         " here. Prune to a share of latency, or raise align"
     ]
-
-
-def with_made_up_ranges(graph: Graph, scheme: Scheme) -> Graph:
-    """Quantized for its speed alone.
-
-    Every range is [0, 1]: within what a Relu or a Clip lets through, so that the runtime can drop those
-    nodes, as it does in a network whose ranges were observed behind them. Beyond that the time does not
-    depend on ranges.
-    """
-    plan = make_plan(graph, scheme)
-    params = activation_params(0.0, 1.0, scheme.activation)
-    return insert_qdq(graph, plan, dict.fromkeys(plan.tensors, params), scheme)

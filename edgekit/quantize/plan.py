@@ -6,7 +6,8 @@ A node runs on integers when
 2. it is not in the *tail*: the arithmetic between the last multiply-accumulate nodes and the graph's outputs.
    Its results leave the network in float anyway, so 8 bits there cost accuracy and win next to nothing. A
    node with at most ``FEW_WEIGHTS`` weights is arithmetic too: a detector's expected value over box bins is
-   written as a Conv;
+   written as a Conv. Where the scheme has an integer tail, the tail's tensors are raised instead, up from
+   what the last multiply-accumulate nodes write, and rules 4 and 5 do not hold;
 3. none of its activations has been raised above the scheme's activation format, unless the scheme raises to
    an integer format that the op has a kernel for: then the node is *wide* and runs in that format. Nodes that
    only move values carry a raised tensor on as it is;
@@ -85,7 +86,8 @@ class _Planner:
     def __init__(self, graph: Graph, scheme: Scheme, raised: frozenset[str], apart: frozenset[str]) -> None:
         self.nodes = list(graph.nodes)
         self.scheme = scheme
-        self.raised = self._carried(raised)
+        self.tail = tail_nodes(self.nodes)
+        self.raised = self._carried(raised | self._raised_tail())
         self.apart = apart
         self.integer: set[str] = set()
         self.float_nodes: dict[str, str] = {}
@@ -100,16 +102,15 @@ class _Planner:
         self.moved_inputs = moved_inputs(graph, scheme)
 
     def plan(self) -> Plan:
-        tail = tail_nodes(self.nodes)
         for node in self.nodes:
             if name(node) in self.activations:
                 continue
-            reason = self._float_reason(node, tail)
+            reason = self._float_reason(node)
             if reason:
                 self.float_nodes[name(node)] = reason
             else:
                 self.integer.add(name(node))
-        while self._leave_movers() or self._leave_lonely():
+        while self.scheme.tail == "float" and (self._leave_movers() or self._leave_lonely()):
             pass
         for node in self.nodes:
             if name(node) in self.activations:
@@ -133,6 +134,17 @@ class _Planner:
             wide_nodes=wide,
             formats=self._formats(tensors, wide),
         )
+
+    def _raised_tail(self) -> frozenset[str]:
+        """What an integer tail computes with. What it only moves keeps the codes that it has."""
+        if self.scheme.tail == "float" or self.scheme.wide is None:
+            return frozenset()
+        found: set[str] = set()
+        for node in self.nodes:
+            rule = self.scheme.ops.get(node.op_type)
+            if name(node) in self.tail and rule is not None and not rule.moves:
+                found.update((*inputs(node), *outputs(node)))
+        return frozenset(found)
 
     def _carried(self, raised: frozenset[str]) -> frozenset[str]:
         """Raised tensors with those that they share values with, where raised ones stay integer."""
@@ -180,7 +192,7 @@ class _Planner:
                         needed[tensor][form] = None
         return {t: tuple(forms) for t, forms in needed.items() if self.scheme.wide in forms}
 
-    def _float_reason(self, node: ir.Node, tail: frozenset[str]) -> str:
+    def _float_reason(self, node: ir.Node) -> str:
         rule = self.scheme.ops.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
             return f"the target has no integer kernel for {node.op_type}"
@@ -189,7 +201,7 @@ class _Planner:
         touched = [v for v in (*node.inputs, *node.outputs) if v is not None and is_activation(v)]
         if any(v.dtype != ir.DataType.FLOAT for v in touched[:1] + list(node.outputs[:1])):
             return "it does not compute in float32"
-        if name(node) in tail:
+        if name(node) in self.tail and self.scheme.tail == "float":
             return "it lies between the last convolution and the output, which is float"
         for key, value in rule.only.items():
             if key in node.attributes and node.attributes[key].as_string() != value:

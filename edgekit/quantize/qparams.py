@@ -11,6 +11,8 @@ from edgekit.quantize.scheme import Format
 
 #: Shares of a channel's largest weight that are tried as its range.
 SHARES = np.linspace(1.0, 0.6, 21)
+#: Weights in a channel up to which a scale is looked for that has a code for each of them.
+FEW = 32
 #: Codes of a bias stay this far below the end of int32, so that the accumulator has room.
 BIAS_LIMIT = 2.0**30
 
@@ -87,8 +89,22 @@ def weight_scales(weight: Array, axis: int | None, fmt: Format) -> Array:
         error = ((np.clip(np.round(rows / scale), -top, top) * scale - rows) ** 2).sum(1)
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, scale[:, 0], scales)
+    if rows.shape[1] <= FEW:
+        scales = _exact(rows, largest, scales, top)
     scales = scales.astype(np.float32)
     return np.asarray(scales if axis is not None else scales[0])
+
+
+def _exact(rows: Array, largest: Array, scales: Array, top: int) -> Array:
+    """``scales``, but where a coarser one has a code for every weight, that one: such weights count
+    something, like a detector's box bins 0, 1, 2, …"""
+    found = scales.copy()
+    for code in range(top // 2 + 1, top + 1):
+        scale = (largest / code)[:, None]
+        codes = rows / scale
+        whole = (np.abs(codes - np.round(codes)) < 1e-4).all(1)
+        found = np.where(whole, scale[:, 0], found)
+    return found
 
 
 def with_room_for_bias(scales: Array, bias: Array, step: float) -> Array:

@@ -258,10 +258,14 @@ class _Line:
     @property
     def _methods(self) -> tuple[Calibrator, ...]:
         chosen = self.options.calibrator
+        if self.scheme.activation.bits > 8:
+            return (Calibrator.MINMAX,)  # all that was seen has codes
         return TRIED if chosen == AUTO else (Calibrator(chosen),)
 
     def _measure_damage(self, base: RangeOptions) -> dict[str, Damage]:
         """With ``auto``, the most damaging tensors also get the range that measures best."""
+        if self.scheme.activation.bits > 8:
+            return {}
         return measure_damage(
             self.work,
             self.plan,

@@ -41,8 +41,11 @@ def fixed_ranges(graph: Graph, scheme: Scheme, plan: Plan) -> dict[str, Range]:
     found = {}
     for node in graph.nodes:
         rule = scheme.ops.get(node.op_type)
-        if rule is not None and rule.range is not None and str(node.outputs[0].name) in plan.sources:
-            found[str(node.outputs[0].name)] = rule.range
+        fixed = None if rule is None else rule.range
+        if rule is not None and scheme.activation.bits > 8 and rule.wide_range is not None:
+            fixed = rule.wide_range
+        if fixed is not None and str(node.outputs[0].name) in plan.sources:
+            found[str(node.outputs[0].name)] = fixed
     return found
 
 
@@ -130,6 +133,9 @@ class _Chooser:
         return seen.min, seen.max
 
     def _seen(self, tensor: str) -> Range:
+        if self.scheme.activation.bits > 8:
+            seen = self.calibration.histograms[tensor]
+            return seen.min, seen.max  # there are steps enough for all that was seen
         gated = tensor in self.gated
         calibrator = Calibrator.MSE if gated else self.options.calibrator
         levels, percentile = 2**self.scheme.activation.bits, self.options.percentile

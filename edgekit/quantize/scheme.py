@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -71,6 +71,9 @@ class Scheme(BaseModel):
         raised: What a tensor becomes when 8 bits are too few. Where that is an integer format, the nodes that
             compute and read the tensor run in it; else they run in float.
         max_raised: How many tensors may be raised before the result says that the budget cannot be held.
+        tail: What the arithmetic between the last convolution and the outputs computes in. ``float``, or
+            ``integer`` on hardware that has no float: then it runs in the ``raised`` format where that is an
+            integer one, and no node is left in float to save conversions.
         integer_inputs: Whether the network takes codes: nodes that only move values of an input then run on
             integers too.
         opset: Lowest ONNX opset whose QuantizeLinear has what is needed.
@@ -84,6 +87,7 @@ class Scheme(BaseModel):
     bias_bits: int = 32
     raised: Format = Format.FLOAT32
     max_raised: int = Field(default=8, ge=0)
+    tail: Literal["float", "integer"] = "float"
     integer_inputs: bool = False
     opset: int = 21
     ops: dict[str, OpRule]

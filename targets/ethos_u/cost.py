@@ -29,9 +29,8 @@ from edgekit.files import write_whole
 from edgekit.graph import Graph
 from edgekit.measure.result import Measurement, Method
 from edgekit.prune.pricing import as_is, cache_file, moved_bytes, other_bytes
-from edgekit.quantize.plan import MAC_OPS, make_plan
-from edgekit.quantize.qdq import insert_qdq
-from edgekit.quantize.qparams import activation_params
+from edgekit.quantize.made_up import with_made_up_ranges
+from edgekit.quantize.plan import MAC_OPS
 from edgekit.target import NodeRequest
 from edgekit.targets.ethos_u.process import VelaProcess
 from edgekit.targets.ethos_u.profiles import NpuProfile
@@ -210,9 +209,7 @@ def compile_whole(graph: Graph, scheme: Scheme, profile: NpuProfile) -> VelaResu
     """
     from edgekit.tflite.package import write_package
 
-    plan = make_plan(graph, scheme)
-    params = activation_params(*_RANGE, scheme.activation)
-    quantized = insert_qdq(graph, plan, dict.fromkeys(plan.tensors, params), scheme)
+    quantized = with_made_up_ranges(graph, scheme, _RANGE)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         package = write_package(quantized, "int8", Path(folder))
         return compile_model(package.path.read_bytes(), profile, keep=False)

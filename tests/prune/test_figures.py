@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from edgekit.errors import UsageError
@@ -15,11 +14,9 @@ from edgekit.prune.figures import (
     measure,
     open_cost_model,
     slower,
-    with_made_up_ranges,
 )
 from edgekit.prune.options import CostKind, PruneOptions
 from edgekit.registry import load_target
-from edgekit.session import open_runner
 from edgekit.stats import count
 
 
@@ -89,12 +86,3 @@ def test_a_quiet_machine_is_believed() -> None:
     found = judge([2.0, 2.05, 2.1] * 30, [1.0, 1.02, 1.05] * 30, ["a note"])
     assert found.steady
     assert found.notes == ("a note",)
-
-
-def test_made_up_ranges_give_a_graph_that_runs_on_integers(net: Graph) -> None:
-    scheme = load_target("ort-cpu").scheme
-    assert scheme is not None
-    quantized = with_made_up_ranges(net, scheme)
-    assert any(n.op_type == "QuantizeLinear" for n in quantized.nodes)
-    out = open_runner(quantized, threads=1).run({"x": np.zeros((1, 3, 8, 8), np.float32)})
-    assert out["y"].shape == (1, 5)

@@ -148,3 +148,17 @@ def test_weight_codes_are_symmetric(fmt: Format, top: int) -> None:
 def test_weight_codes_follow_their_axis() -> None:
     weight = np.array([[1.0, 10.0], [0.5, 5.0]])
     assert weight_codes(weight, np.array([0.1, 1.0]), 1, Format.INT8).tolist() == [[10, 10], [5, 5]]
+
+
+def test_weights_that_count_are_exact() -> None:
+    bins = np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1)
+    scales = weight_scales(bins, 0, Format.INT8)
+    codes = weight_codes(bins, scales, 0, Format.INT8)
+    assert np.array_equal(codes * scales[0], bins)
+
+
+def test_other_small_weights_keep_the_scale_of_least_error() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 1, 3, 3)).astype(np.float32)
+    scales = weight_scales(weight, 0, Format.INT8)
+    largest = np.abs(weight).reshape(8, -1).max(1)
+    assert np.all(scales <= largest / 127 * 1.0001)

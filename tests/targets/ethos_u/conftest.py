@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.graph import Graph
 from edgekit.passes.infer_shapes import infer_shapes
-from edgekit.prune.figures import with_made_up_ranges
+from edgekit.quantize.made_up import with_made_up_ranges
 from edgekit.targets.ethos_u.process import VelaProcess
 from edgekit.targets.ethos_u.target import EthosUTarget
 from edgekit.tflite.dialect import Dialect

@@ -12,7 +12,7 @@ import pytest
 from edgekit.errors import ModelError
 from edgekit.graph import Graph
 from edgekit.measure.result import Method
-from edgekit.prune.figures import with_made_up_ranges
+from edgekit.quantize.made_up import with_made_up_ranges
 from edgekit.targets.ethos_u.target import EthosUTarget, compiled_path, report_path
 
 pytest.importorskip("ethosu")
