@@ -68,4 +68,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[yolo,ethos-u,dev]"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[tflm]" 2> /dev/null || \
 		echo "tflite-micro has no build for this Python: the tests that need it are skipped"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[qnn]" 2> /dev/null || \
+		echo "onnxruntime-qnn has no build for this machine: the tests that need it are skipped"
 	@touch $@

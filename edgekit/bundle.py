@@ -78,6 +78,7 @@ class ArtifactEntry(_Part):
         raw: What the file itself takes and returns, in order, where ONNX files beside it hold the network's
             float ends.
         companions: Files that belong to it, by their paths in the bundle.
+        notes: What who loads it must know.
     """
 
     size_bytes: int
@@ -85,6 +86,7 @@ class ArtifactEntry(_Part):
     outputs: tuple[TensorEntry, ...]
     raw: dict[str, tuple[TensorEntry, ...]] | None = None
     companions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class ModelEntry(_Part):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import ArtifactEntry, TensorEntry
 from edgekit.errors import ModelError
+
+if TYPE_CHECKING:
+    from edgekit.passes.quantized_ends import End
 
 
 def describe_artifact(path: Path, layout: str = "auto") -> ArtifactEntry:
@@ -21,15 +25,18 @@ def describe_artifact(path: Path, layout: str = "auto") -> ArtifactEntry:
     import onnx_ir as ir
 
     from edgekit.graph import Graph
+    from edgekit.passes.quantized_ends import read_ends
 
     try:
         graph = Graph(ir.from_proto(onnx.load(path)))
     except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
         raise ModelError(f"cannot be read as ONNX: {error}", where=str(path)) from error
+    ends = read_ends(graph.model.metadata_props, where=str(path))
+    coded = {} if ends is None else ends.coded
     return ArtifactEntry(
         size_bytes=path.stat().st_size,
-        inputs=tuple(_tensor(spec, graph, layout) for spec in graph.inputs),
-        outputs=tuple(_tensor(spec, graph, "") for spec in graph.outputs),
+        inputs=tuple(_tensor(spec, graph, layout, coded) for spec in graph.inputs),
+        outputs=tuple(_tensor(spec, graph, "", coded) for spec in graph.outputs),
     )
 
 
@@ -80,13 +87,17 @@ def _io_entry(entry: Any, layout: str) -> TensorEntry:
     )
 
 
-def _tensor(spec: Any, graph: Any, layout: str) -> TensorEntry:
+def _tensor(spec: Any, graph: Any, layout: str, coded: Mapping[str, End]) -> TensorEntry:
+    """One end; where the file itself has codes there, ``dtype`` and ``quantized`` are both their type."""
     from edgekit.data.preprocess import image_shape
 
     image = image_shape(spec.shape, layout) if layout else None
     entry: dict[str, Any] = {"name": spec.name, "shape": spec.shape, "dtype": str(spec.dtype)}
     if image is not None:
         entry["layout"] = "NCHW" if image.channels_first else "NHWC"
+    if spec.name in coded:
+        end = coded[spec.name]
+        return TensorEntry(**entry, scale=end.scale, zero_point=end.zero_point, quantized=end.dtype)
     return TensorEntry(**entry, **_codes(graph, spec.name))
 
 

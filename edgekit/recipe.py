@@ -62,6 +62,7 @@ class EvaluateSection(_Section):
         labels: ``package.module:callable`` returning the class of each sample; ``classification`` only. Left
             out, as for ``verification``, an image belongs to the folder that it lies in.
         limit: Use at most this many samples.
+        emulated: Samples that are run in the target's emulator too, where it has one; left out: 8.
     """
 
     task: Literal["detection", "verification", "classification", "outputs"]
@@ -70,6 +71,7 @@ class EvaluateSection(_Section):
     decode: _Text | None = None
     labels: _Text | None = None
     limit: _Count | None = None
+    emulated: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> EvaluateSection:

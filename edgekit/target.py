@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from edgekit.graph import Graph
-from edgekit.session import Runner
+from edgekit.session import Arrays, Runner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,12 +52,14 @@ class Artifact:
         size_bytes: Its size.
         companions: Files beside it that belong to it, such as the float end of a network whose body runs on
             an NPU.
+        notes: What who loads it must know, such as the layout that the hardware computes in.
     """
 
     kind: str
     path: Path
     size_bytes: int
     companions: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,58 @@ class Placement:
     conversions: int
     ops: dict[str, int] = field(default_factory=dict)
     left: tuple[LeftNode, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpCoverage:
+    """What became of the nodes of one type.
+
+    Attributes:
+        op: The type.
+        nodes: How many there are.
+        on_unit: How many of them run on the unit.
+        kernels: What they became there: name of the unit's operation and count.
+    """
+
+    op: str
+    nodes: int
+    on_unit: int
+    kernels: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which nodes of a quantized network run on a unit.
+
+    Attributes:
+        unit: Name of the unit, such as ``HTP``.
+        method: ``compiled`` where the vendor's compiler placed the nodes, ``rules`` where it is not there.
+        ops: By type; without QuantizeLinear and DequantizeLinear.
+        left: The nodes that do not run there.
+        boundary: Conversions at the network's edge that run beside the unit.
+        inserted: What the compiler added, such as changes of the layout: name of the operation and count.
+        stamp: What it was compiled for, as the compiled file itself says.
+        notes: What the reader must know.
+    """
+
+    unit: str
+    method: Literal["compiled", "rules"]
+    ops: tuple[OpCoverage, ...]
+    left: tuple[LeftNode, ...] = ()
+    boundary: tuple[LeftNode, ...] = ()
+    inserted: dict[str, int] = field(default_factory=dict)
+    stamp: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        """Nodes in all."""
+        return sum(row.nodes for row in self.ops)
+
+    @property
+    def on_unit(self) -> int:
+        """Nodes that run on the unit."""
+        return sum(row.on_unit for row in self.ops)
 
 
 @dataclass(frozen=True)
@@ -278,13 +332,39 @@ class ComparesRuntimes(Protocol):
 
     def compare_runtimes(
         self, path: Path, graph: Graph, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]
-    ) -> RuntimeParity:
-        """How far the codes that runtimes compute are apart.
+    ) -> RuntimeParity | None:
+        """How far the codes that runtimes compute are apart; None where they cannot be compared.
 
         Args:
             path: The artifact.
             graph: The quantized graph that it was made from; ONNX Runtime runs it as the reference.
             feeds: Float inputs by name.
+        """
+        ...
+
+
+@runtime_checkable
+class Covers(Protocol):
+    """A target whose compiler tells node by node what runs on its unit."""
+
+    def coverage(self, path: Path) -> Coverage:
+        """What runs on the unit of an int8 artifact."""
+        ...
+
+    def try_coverage(self, graph: Graph) -> Coverage:
+        """The same of a float network that is quantized with made-up ranges, before any work."""
+        ...
+
+
+@runtime_checkable
+class Emulates(Protocol):
+    """A target whose int8 artifacts an emulator of the unit runs here, slowly."""
+
+    def emulate(self, path: Path, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]) -> list[Arrays]:
+        """Outputs of the artifact, one entry for each sample.
+
+        Raises:
+            ToolError: The emulator is not installed or failed.
         """
         ...
 

@@ -23,11 +23,12 @@ REQUIRED = (
     "faster-coco-eval",
 )
 OPTIONAL = {
-    "safetensors": "the YOLO reference model",
-    "scikit-learn": "the YOLO reference model's data",
-    "ai-edge-litert": "the targets litert, ethos-u and tflm",
-    "ethos-u-vela": "the target ethos-u",
-    "tflite-micro": "the target tflm",
+    "safetensors": ("the YOLO reference model", "yolo"),
+    "scikit-learn": ("the YOLO reference model's data", "yolo"),
+    "ai-edge-litert": ("the targets litert, ethos-u and tflm", "litert"),
+    "ethos-u-vela": ("the target ethos-u", "ethos-u"),
+    "tflite-micro": ("the target tflm", "tflm"),
+    "onnxruntime-qnn": ("the target qnn-htp", "qnn"),
 }
 _DOT_PRODUCT = ("AVX-512 VNNI", "AVX-VNNI", "AMX int8", "NEON dot product")
 _FREE_BYTES = 2e9
@@ -122,11 +123,9 @@ def _packages() -> Iterator[dict[str, str]]:
             yield {"name": name, "state": "ok", "text": metadata.version(name)}
         except metadata.PackageNotFoundError:
             if name in OPTIONAL:
-                yield {
-                    "name": name,
-                    "state": "absent",
-                    "text": f"only for {OPTIONAL[name]}: pip install edgekit[yolo]",
-                }
+                purpose, extra = OPTIONAL[name]
+                text = f"only for {purpose}: pip install 'edgekit[{extra}]'"
+                yield {"name": name, "state": "absent", "text": text}
             else:
                 yield {"name": name, "state": "missing", "text": "not installed: pip install edgekit"}
 

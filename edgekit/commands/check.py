@@ -227,7 +227,24 @@ def _inspect_lines(found: dict[str, Any]) -> Iterator[str]:
         yield from _float_lines(found["target"], found["float_nodes"])
     if found.get("leaves_unit") is not None:
         yield from _leaving_lines(found["target"], found["leaves_unit"])
+    if found.get("coverage"):
+        yield ""
+        yield from coverage_lines(found["coverage"])
     yield from _clash_lines(found["clashes"])
+
+
+def coverage_lines(found: dict[str, Any]) -> Iterator[str]:
+    """What runs on the unit: the summary, then a row for each operator."""
+    from edgekit.report.text import painter
+    from edgekit.report.unit import coverage
+    from edgekit.report.unit import coverage_lines as summary
+
+    covered = coverage(found)
+    if covered is None:
+        return
+    yield from summary(covered, painter(colour=False), 100)
+    rows = [(op, str(nodes), str(placed), kernels) for op, nodes, placed, kernels in covered.ops]
+    yield from columns([("operator", "nodes", f"on {covered.unit}", "as"), *rows], right=(1, 2), indent="  ")
 
 
 def _float_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:

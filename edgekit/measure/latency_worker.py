@@ -186,10 +186,27 @@ def _prepare_onnx(path: str, feeds: Feeds) -> Callable[[int], Call]:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         session = ort.InferenceSession(path, sess_options=options, providers=["CPUExecutionProvider"])
-        given = dict(feeds)
+        given = _codes(session, feeds)
         return lambda: session.run(None, given)
 
     return load
+
+
+def _codes(session: Any, feeds: Feeds) -> dict[str, Any]:
+    """The feeds as the file takes them: codes where its inputs are codes and the feed is float."""
+    metadata = session.get_modelmeta().custom_metadata_map
+    if "edgekit.io" not in metadata:
+        return dict(feeds)
+    # Imported here: the measured process stays as small as it can.
+    from edgekit.coded import quantize
+    from edgekit.passes.quantized_ends import read_ends
+
+    ends = read_ends(metadata)
+    known = {} if ends is None else ends.coded
+    return {
+        name: quantize(value, known[name]) if name in known and value.dtype.kind == "f" else value
+        for name, value in feeds.items()
+    }
 
 
 def _prepare_tflite(path: Path, feeds: Feeds) -> Callable[[int], Call]:

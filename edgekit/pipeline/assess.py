@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgekit.data.base import Sample
     from edgekit.graph import Graph, TensorSpec
     from edgekit.measure.detection import DetectionResult
+    from edgekit.recipe import EvaluateSection
     from edgekit.session import Runner
     from edgekit.target import Target
 
@@ -115,8 +116,7 @@ def _estimated(target: Estimates, paths: Mapping[str, Path]) -> dict[str, Any]:
     for entry, item in zip(data["estimate"].values(), found.values(), strict=True):
         entry["latency"] = None if item.latency is None else item.latency.to_json()
     if latency:
-        notes = list(dict.fromkeys(note for item in found.values() for note in item.notes))
-        data["latency"] = {**latency, "notes": notes}
+        data["latency"] = {**latency, "notes": []}  # what must be known stands beside the estimate
     if "int8" in found and found["int8"].latency is None:
         data["unmeasured"] = found["int8"].unmeasured or (
             "the compiler's estimate leaves out operators that do not run on the unit"
@@ -147,15 +147,16 @@ def parity_step(context: Context, target: Target, compiled: Product, graphs: Map
         history = [change_json(change) for change in graphs["int8"].history]
         content = without_rescaled(found.to_json(), graphs["float"], history)
         data = {"parity": {**content, "method": "host", "note": note}, "data": data_json(watched)}
-        if isinstance(target, ComparesRuntimes) and getattr(target, "io", "quantized") == "quantized":
+        if isinstance(target, ComparesRuntimes):
             feeds = [sample.feeds for sample, _ in zip(samples, range(LAYER_SAMPLES), strict=False)]
             between = target.compare_runtimes(
                 artifacts(compiled)["int8"], target.lower(graphs["int8"]), feeds
             )
-            data["runtimes"] = {**asdict(between), "ok": between.ok}
+            if between is not None:
+                data["runtimes"] = {**asdict(between), "ok": between.ok}
         return data
 
-    parts = [compiled.key, _evaluation_key(context)]
+    parts = [compiled.key, evaluation_key(context)]
     return run_step(context, f"parity on {full_name(target)}", parts, make, name="parity")
 
 
@@ -171,17 +172,36 @@ def task_step(
     def make(folder: Path) -> dict[str, Any]:
         paths = _with_before(compiled, before)
         runners = {kind: target.open(path) for kind, path in paths.items()}
-        task = context.job.evaluate.task
-        if task == "detection":
-            return _detection(context, runners, inputs, folder)
-        if task == "outputs":
-            return _outputs(context, runners, inputs)
-        return _scores(context, runners, inputs)
+        return _task(context, runners, inputs, context.job.evaluate, folder)
 
     keys = [product.key for product in (compiled, *before.values())]
-    parts = [keys, full_name(target), _evaluation_key(context)]
+    parts = [keys, full_name(target), evaluation_key(context)]
     title = f"{context.job.evaluate.task} on {full_name(target)}"
     return run_step(context, title, parts, make, name="task")
+
+
+def measure_task(
+    context: Context,
+    runners: Mapping[str, Runner],
+    inputs: tuple[TensorSpec, ...],
+    section: EvaluateSection,
+) -> dict[str, Any]:
+    """The ``task`` part of a report for any networks, by label; the first one is the reference."""
+    return dict(_task(context, runners, inputs, section, None)["task"])
+
+
+def _task(
+    context: Context,
+    runners: Mapping[str, Runner],
+    inputs: tuple[TensorSpec, ...],
+    section: EvaluateSection,
+    folder: Path | None,
+) -> dict[str, Any]:
+    if section.task == "detection":
+        return _detection(context, runners, inputs, section, folder)
+    if section.task == "outputs":
+        return _outputs(context, runners, inputs, section)
+    return _scores(context, runners, inputs, section)
 
 
 def artifacts(compiled: Product) -> dict[str, Path]:
@@ -192,6 +212,11 @@ def artifacts(compiled: Product) -> dict[str, Path]:
 def companion_names(compiled: Product, kind: str) -> tuple[str, ...]:
     """Files that belong to an artifact."""
     return tuple(compiled.data["artifacts"][kind].get("companions", ()))
+
+
+def artifact_notes(compiled: Product, kind: str) -> tuple[str, ...]:
+    """What who loads an artifact must know."""
+    return tuple(compiled.data["artifacts"][kind].get("notes", ()))
 
 
 def _with_before(compiled: Product, before: Mapping[str, Product]) -> dict[str, Path]:
@@ -207,7 +232,8 @@ def runs_optimized(target: Target, path: Path) -> bool:
     return bool(getattr(target.open(path), "optimized", False))
 
 
-def _evaluation_key(context: Context) -> list[Any]:
+def evaluation_key(context: Context) -> list[Any]:
+    """What the result of an evaluation depends on, beside the network."""
     job, section = context.job, context.job.evaluate
     sources = [
         source
@@ -219,7 +245,10 @@ def _evaluation_key(context: Context) -> list[Any]:
 
 
 def _outputs(
-    context: Context, runners: Mapping[str, Runner], inputs: tuple[TensorSpec, ...]
+    context: Context,
+    runners: Mapping[str, Runner],
+    inputs: tuple[TensorSpec, ...],
+    section: EvaluateSection,
 ) -> dict[str, Any]:
     from edgekit.measure.outputs import compare_outputs
 
@@ -227,7 +256,7 @@ def _outputs(
     others = [kind for kind in runners if kind != reference]
     if not others:
         return {}
-    samples, note = comparison_samples(context.job, inputs)
+    samples, note = comparison_samples(replace(context.job, evaluate=section), inputs)
     task: dict[str, Any] = {"name": "outputs", "reference": reference}
     notes = [note]
     for index, kind in enumerate(others):
@@ -244,13 +273,16 @@ def _outputs(
 
 
 def _scores(
-    context: Context, runners: Mapping[str, Runner], inputs: tuple[TensorSpec, ...]
+    context: Context,
+    runners: Mapping[str, Runner],
+    inputs: tuple[TensorSpec, ...],
+    section: EvaluateSection,
 ) -> dict[str, Any]:
     """Verification or classification of every network."""
     from edgekit.measure.classification import ClassificationResult, evaluate_classification, read_labels
     from edgekit.measure.verification import VerificationResult, evaluate_verification
 
-    job, section = context.job, context.job.evaluate
+    job = context.job
     labels = None if section.labels is None else read_labels(section.labels, job.folder)
     task: dict[str, Any] = {"name": section.task, "note": ""}
     skipped: list[dict[str, str]] = []
@@ -271,12 +303,16 @@ def _scores(
 
 
 def _detection(
-    context: Context, runners: Mapping[str, Runner], inputs: tuple[TensorSpec, ...], folder: Path
+    context: Context,
+    runners: Mapping[str, Runner],
+    inputs: tuple[TensorSpec, ...],
+    section: EvaluateSection,
+    folder: Path | None,
 ) -> dict[str, Any]:
     from edgekit.measure.decode import decoder
     from edgekit.measure.detection import evaluate_detection
 
-    job, section = context.job, context.job.evaluate
+    job = context.job
     decode = decoder(str(section.decode), folder=job.folder)
     task: dict[str, Any] = {"name": "detection"}
     results: dict[str, DetectionResult] = {}
@@ -291,7 +327,7 @@ def _detection(
             str(section.annotations),
             decode,
             progress=_part(context.reporter.update, finished, len(runners)),
-            keep=OVERLAYS,
+            keep=0 if folder is None else OVERLAYS,
             folder=job.folder,
         )
         results[kind] = found
@@ -307,7 +343,7 @@ def _detection(
         "skipped": skipped,
         "unannotated": list(first.unannotated),
         "classes": list(first.names),
-        "overlays": _draw(results, first.names, folder),
+        "overlays": [] if folder is None else _draw(results, first.names, folder),
     }
 
 

@@ -18,9 +18,10 @@ from edgekit.pipeline.layers import without_rescaled
 from edgekit.pipeline.split import Watched
 from edgekit.pipeline.state import plain
 from edgekit.pipeline.steps import COMPARED, load_graph, reference_name
+from edgekit.pipeline.unit_steps import coverage_json
 from edgekit.progress import Reporter
 from edgekit.registry import load_target
-from edgekit.target import Lints, Prepares
+from edgekit.target import Covers, Lints, Prepares
 
 if TYPE_CHECKING:
     from edgekit.measure.latency import LatencyResult
@@ -164,6 +165,9 @@ def inspect(
         if isinstance(lowered, Lints):
             reporter.step(f"rules of {content['target']}")
             content["leaves_unit"] = [asdict(node) for node in lowered.check(graph)]
+        if isinstance(lowered, Covers):
+            reporter.step(f"coverage on {content['target']}")
+            content["coverage"] = coverage_json(lowered.try_coverage(graph))
     if data is not None:
         scheme = lowered.scheme if lowered is not None else load_target("ort-cpu").scheme
         if scheme is None:

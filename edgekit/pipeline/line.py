@@ -28,6 +28,7 @@ from edgekit.describe import describe_artifact
 from edgekit.errors import UsageError
 from edgekit.files import whole_folder
 from edgekit.pipeline.assess import (
+    artifact_notes,
     artifacts,
     companion_names,
     latency_step,
@@ -52,6 +53,7 @@ from edgekit.pipeline.steps import (
     prepare_step,
     quantize_step,
 )
+from edgekit.pipeline.unit_steps import coverage_step, emulation_step
 from edgekit.progress import Reporter
 from edgekit.registry import load_target
 from edgekit.report.html import render
@@ -160,6 +162,12 @@ def _line(context: Context, original: Network, network: Network, target: Target)
     if "int8" in graphs:
         products.products["parity"] = parity_step(context, target, compiled, graphs)
     products.products["task"] = task_step(context, target, compiled, inputs, before)
+    for name, product in (
+        ("coverage", coverage_step(context, target, compiled)),
+        ("emulation", emulation_step(context, target, compiled, inputs)),
+    ):
+        if product is not None:
+            products.products[name] = product
     products.before = before
     return products
 
@@ -231,7 +239,8 @@ def _write_bundle(
                 shutil.copyfile(compiled.folder / Path(path).name, folder / path)
             paths[name][kind] = relative
             described = describe_artifact(folder / relative, context.job.preprocess.layout)
-            details[relative] = described.model_copy(update={"companions": tuple(companions)})
+            more = {"companions": tuple(companions), "notes": artifact_notes(compiled, kind)}
+            details[relative] = described.model_copy(update=more)
         _copy_overlays(folder, target)
     _copy_compression(folder, compressed)
     manifest = Manifest(

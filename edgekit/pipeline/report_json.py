@@ -158,6 +158,8 @@ def _target(target: TargetProducts, network: Network) -> dict[str, Any]:
         entry["quantization"] = quantization
     if "placement" in target.products:
         entry["placement"] = target.products["placement"].data
+    if "coverage" in target.products:
+        entry["coverage"] = target.products["coverage"].data
     for step, key in (
         ("latency", "latency"),
         ("latency", "latency_1t"),
@@ -165,6 +167,7 @@ def _target(target: TargetProducts, network: Network) -> dict[str, Any]:
         ("parity", "parity"),
         ("parity", "runtimes"),
         ("task", "task"),
+        ("emulation", "emulator"),
     ):
         if target.data(step, key):
             entry[key] = target.data(step, key)

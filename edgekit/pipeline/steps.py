@@ -167,6 +167,7 @@ def compile_step(context: Context, target: Target, graphs: Mapping[str, Graph]) 
                 "path": artifact.path.name,
                 "size_bytes": artifact.size_bytes,
                 "companions": companions,
+                "notes": list(artifact.notes),
             }
         return {"artifacts": found}
 

@@ -30,10 +30,18 @@ from edgekit.quantize.scheme import Format, Scheme
 MAC_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 #: Weights up to which a node that multiplies and accumulates can belong to the tail.
 FEW_WEIGHTS = 32
-#: How many leading inputs carry values; None is all. One for every other op.
-_DATA_INPUTS = {"Concat": None, "Max": None, "Min": None, "PRelu": 2} | dict.fromkeys(
-    ("Add", "Sub", "Mul", "Div", "MatMul"), 2
-)
+#: Positions of the inputs that carry values; None is all. The first for every other op: what follows are
+#: shapes, indices, bounds, or weights.
+_VALUES: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("Concat", "Max", "Min")),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "MatMul", "PRelu", "Pow", "GridSample"), (0, 1)),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), (0, 1)),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), (0, 2)),
+    "Where": (1, 2),
+}
+_COMPARES = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
+#: Their second input scales each channel, their third is added: stored weights of another kind.
+NORMS = frozenset({"LayerNormalization", "InstanceNormalization"})
 
 
 @dataclass(frozen=True)
@@ -198,8 +206,10 @@ class _Planner:
             return f"the target has no integer kernel for {node.op_type}"
         if self._looks_up(node):
             return "" if node.outputs[0].dtype == ir.DataType.FLOAT else "it does not compute in float32"
-        touched = [v for v in (*node.inputs, *node.outputs) if v is not None and is_activation(v)]
-        if any(v.dtype != ir.DataType.FLOAT for v in touched[:1] + list(node.outputs[:1])):
+        read = [v for v in data_inputs(node) if is_activation(v)]
+        if any(v.dtype != ir.DataType.FLOAT for v in read[:1]) or not (
+            node.outputs[0].dtype == ir.DataType.FLOAT or node.op_type in _COMPARES
+        ):
             return "it does not compute in float32"
         if name(node) in self.tail and self.scheme.tail == "float":
             return "it lies between the last convolution and the output, which is float"
@@ -227,7 +237,7 @@ class _Planner:
 
     def _looks_up(self, node: ir.Node) -> bool:
         """Whether it takes rows of a stored table, which can be stored as codes of its output."""
-        return self.scheme.integer_inputs and node.op_type == "Gather" and array(node.inputs[0]) is not None
+        return self.scheme.integer_inputs and is_table(node)
 
     def _leave_movers(self) -> bool:
         """Rule 5; True when something changed."""
@@ -276,6 +286,8 @@ class _Planner:
                 elif not (node.op_type in MAC_OPS or name(node) in self.activations or self._looks_up(node)):
                     constants[str(value.name)] = None
             for value in node.outputs:
+                if value.dtype != ir.DataType.FLOAT:
+                    continue  # what a comparison finds, or indices
                 if str(value.name) not in inner and not self._float_output(node, value):
                     tensors[str(value.name)] = None
         return tuple(t for t in tensors if t not in inner), tuple(constants)
@@ -286,7 +298,7 @@ class _Planner:
         return bool(rule and rule.float_output) and not any(name(r) in self.integer for r in readers)
 
     def _mixed_joins(self) -> set[str]:
-        """Concats that join an absorbed activation with something else.
+        """Concats that join an absorbed activation, or what keeps its range, with something else.
 
         A kernel absorbs an activation by the ends of its output's codes, which must then be the activation's
         own: with the range of another tensor in it, the activation would have to be computed, in float.
@@ -297,6 +309,8 @@ class _Planner:
             kind = ""
             if name(node) in self.activations & self.integer and node.op_type != "Add":
                 kind = " ".join([node.op_type, *(str(array(v)) for v in node.inputs[1:])])
+            elif self._keeps_range(node):
+                kind = node.op_type
             elif self._moves(node):
                 found = {kinds.get(t, "") for t in inputs(node)}
                 kind = found.pop() if len(found) == 1 else ""
@@ -304,6 +318,10 @@ class _Planner:
                     mixed.add(name(node))
             kinds.update(dict.fromkeys(outputs(node), kind))
         return mixed
+
+    def _keeps_range(self, node: ir.Node) -> bool:
+        rule = self.scheme.ops.get(node.op_type)
+        return name(node) in self.integer and rule is not None and rule.keeps_range
 
     def _groups(self, tensors: tuple[str, ...]) -> dict[str, str]:
         parent = {t: t for t in tensors}
@@ -338,7 +356,14 @@ def absorbed_activation(node: ir.Node, scheme: Scheme) -> ir.Node | None:
     if readers[0].idx != 0:
         return None
     bounds = [array(v) for v in activation.inputs[1:] if v is not None]
+    if scheme.clips_at_zero and activation.op_type == "Clip" and not _starts_at_zero(activation):
+        return None
     return activation if all(b is not None for b in bounds) else None
+
+
+def _starts_at_zero(clip: ir.Node) -> bool:
+    lower = array(clip.inputs[1]) if len(clip.inputs) > 1 else None
+    return lower is not None and float(lower) == 0.0
 
 
 def _adds_bias(node: ir.Node, add: ir.Node, index: int) -> bool:
@@ -415,8 +440,9 @@ def is_activation(value: ir.Value) -> bool:
 def data_inputs(node: ir.Node) -> Iterator[ir.Value]:
     """The inputs that carry values: all of an arithmetic node's, the first of a node with shapes or
     indices."""
-    count = _DATA_INPUTS.get(node.op_type, 1)
-    for value in node.inputs[:count]:
+    positions = _VALUES.get(node.op_type, (0,))
+    for index in range(len(node.inputs)) if positions is None else positions:
+        value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None:
             yield value
 
@@ -428,3 +454,8 @@ def inputs(node: ir.Node) -> list[str]:
 
 def outputs(node: ir.Node) -> list[str]:
     return [str(v.name) for v in node.outputs]
+
+
+def is_table(node: ir.Node) -> bool:
+    """Whether a node takes rows of a stored table."""
+    return node.op_type == "Gather" and array(node.inputs[0]) is not None

@@ -5,21 +5,24 @@
    Where nodes need it in a second format, another pair follows: ``X_int16_quantized -> X_int16_dequantized``.
 2. A weight becomes codes and DequantizeLinear with one scale per channel; the codes keep the weight's name.
 3. A bias becomes int32 codes whose scale is input scale x weight scale.
-4. A graph output that is quantized keeps its name on the dequantized tensor.
+4. The scale of a normalization becomes 8-bit codes, what it adds int32 codes as a bias does.
+5. A table that rows are taken from becomes codes of its output, where the scheme leaves nothing in float.
+6. A graph output that is quantized keeps its name on the dequantized tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.errors import ModelError
 from edgekit.graph import Change, Graph, array
 from edgekit.passes.edit import add_constant
 from edgekit.quantize.histogram import Array
-from edgekit.quantize.plan import MAC_OPS, Plan, is_activation, name
+from edgekit.quantize.plan import MAC_OPS, NORMS, Plan, data_inputs, is_activation, is_table, name
 from edgekit.quantize.qparams import (
     QParams,
     activation_params,
@@ -36,6 +39,7 @@ def insert_qdq(
     params: Mapping[str, QParams],
     scheme: Scheme,
     scales: Mapping[str, Array] | None = None,
+    codes: Mapping[str, Array] | None = None,
 ) -> Graph:
     """The QDQ form of ``graph``.
 
@@ -45,9 +49,15 @@ def insert_qdq(
         params: Parameters of every tensor in ``plan.tensors``.
         scheme: The target's number formats.
         scales: What :func:`all_weight_scales` finds, where the caller has it already.
+        codes: Codes of weights by node name, in place of the nearest ones; they go with ``scales``.
+
+    Raises:
+        ModelError: Codes do not fit their node: its weight has another shape, or its bias needs larger scales
+            than those that the codes were found for.
     """
     result = graph.copy()
-    writer = _Writer(result, plan, params, scheme, scales or all_weight_scales(graph, scheme))
+    given = scales or all_weight_scales(graph, scheme)
+    writer = _Writer(result, plan, params, scheme, given, codes or {})
     writer.write()
     summary = (
         f"{len(plan.tensors)} activations to {scheme.activation.value}, {writer.weights} weights to "
@@ -84,6 +94,7 @@ class _Writer:
     params: Mapping[str, QParams]
     scheme: Scheme
     scales: Mapping[str, Array]
+    codes: Mapping[str, Array] = field(default_factory=dict)
     weights: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +106,10 @@ class _Writer:
         for node in nodes:
             if node.op_type in MAC_OPS and len(node.inputs) > 1 and not is_activation(_given(node, 1)):
                 self._weight_and_bias(node)
+            elif node.op_type in NORMS:
+                self._norm(node)
+            elif is_table(node) and self.scheme.tail == "integer":
+                self._table(node)
             elif node.op_type not in MAC_OPS:
                 self._constants(node)
         for tensor in self.plan.tensors:
@@ -167,7 +182,7 @@ class _Writer:
         scales = self.scales[name(node)]
         if bias is not None:
             scales = with_room_for_bias(scales, bias, step)
-        codes = weight_codes(weight, scales, axis, self.scheme.weight)
+        codes = self._weight_codes(node, weight, scales, axis)
         node.replace_input_with(1, self._dequantized(weight_value, codes, scales, axis, node))
         self.weights += 1
         if bias_value is not None and bias is not None:
@@ -176,17 +191,69 @@ class _Writer:
             bias_codes = np.clip(np.round(bias.ravel() / bias_scale), -limit, limit).astype(np.int32)
             node.replace_input_with(2, self._dequantized(bias_value, bias_codes, bias_scale, 0, node))
 
+    def _weight_codes(self, node: ir.Node, weight: Array, scales: Array, axis: int | None) -> Array:
+        given = self.codes.get(name(node))
+        if given is None:
+            return weight_codes(weight, scales, axis, self.scheme.weight)
+        if given.shape != weight.shape:
+            raise ModelError(
+                f"codes of shape {list(given.shape)} for a weight of shape {list(weight.shape)}",
+                where=f"node '{node.name}'",
+            )
+        if not np.array_equal(scales, self.scales[name(node)]):
+            raise ModelError(
+                "its bias needs larger weight scales than its codes were found for",
+                where=f"node '{node.name}'",
+                hint="Raise the scales by with_room_for_bias before the codes are found",
+            )
+        return given.astype(self.scheme.weight.value)
+
+    def _norm(self, node: ir.Node) -> None:
+        """Case 4."""
+        gamma, beta = array(node.inputs[1]), array(node.inputs[2] if len(node.inputs) > 2 else None)
+        if gamma is None:
+            return
+        signed = self.scheme.activation in (Format.INT8, Format.INT16)
+        params = activation_params(
+            float(gamma.min()), float(gamma.max()), Format.INT8 if signed else Format.UINT8
+        )
+        self._store(node, 1, params)
+        if beta is None:
+            return
+        step = _in_format(self.params[str(_given(node, 0).name)], self._format_of(node)).scale
+        scale = np.float32(step * params.scale)
+        codes = np.clip(np.round(beta / scale), -(2.0**30), 2.0**30).astype(np.int32)
+        node.replace_input_with(2, self._dequantized(_given(node, 2), codes, scale, None, node))
+
+    def _table(self, node: ir.Node) -> None:
+        """Case 5."""
+        self._store(node, 0, _in_format(self.params[str(node.outputs[0].name)], self._format_of(node)))
+
+    def _store(self, node: ir.Node, index: int, params: QParams) -> None:
+        value = _given(node, index)
+        data = array(value)
+        if data is None:
+            return
+        codes = params.codes(data)
+        zero = np.array(params.zero_point, codes.dtype)
+        real = self._dequantized(value, codes, np.float32(params.scale), None, node, zero)
+        node.replace_input_with(index, real)
+
     def _constants(self, node: ir.Node) -> None:
-        for index, value in enumerate(node.inputs[:2]):
-            if value is None or is_activation(value) or str(value.name) not in self.plan.constants:
+        carried = set(data_inputs(node))
+        for index, value in enumerate(node.inputs):
+            if (
+                value is None
+                or value not in carried
+                or is_activation(value)
+                or str(value.name) not in self.plan.constants
+            ):
                 continue
             data = array(value)
             if data is None:
                 continue
             params = activation_params(float(data.min()), float(data.max()), self._format_of(node))
-            codes = params.codes(data)
-            scale, zero = np.float32(params.scale), np.array(params.zero_point, codes.dtype)
-            node.replace_input_with(index, self._dequantized(value, codes, scale, None, node, zero))
+            self._store(node, index, params)
 
     def _dequantized(
         self,

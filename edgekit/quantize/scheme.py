@@ -44,6 +44,8 @@ class OpRule(BaseModel):
         float_output: True when the kernel can return float at no cost, so that a result which only float
             nodes read is not quantized.
         range: Range of the output that the op's definition fixes, such as ``[0, 1]`` for Sigmoid.
+        keeps_range: True when the kernels write ``range`` (or ``wide_range``) whatever scale the output has:
+            a Concat then takes it with a scale of its own.
         only: Values that attributes must have where a node sets them, such as ``mode = "nearest"``.
         wide: Whether the op also runs in the scheme's ``raised`` format, where that is an integer one.
         wide_range: What ``range`` is in that format.
@@ -56,6 +58,7 @@ class OpRule(BaseModel):
     fuses: tuple[str, ...] = ()
     float_output: bool = False
     range: tuple[float, float] | None = None
+    keeps_range: bool = False
     only: dict[str, str] = Field(default_factory=dict)
     wide: bool = True
     wide_range: tuple[float, float] | None = None
@@ -76,6 +79,7 @@ class Scheme(BaseModel):
             integer one, and no node is left in float to save conversions.
         integer_inputs: Whether the network takes codes: nodes that only move values of an input then run on
             integers too.
+        clips_at_zero: Whether kernels absorb a Clip only where its lower bound is 0.
         opset: Lowest ONNX opset whose QuantizeLinear has what is needed.
         ops: Rule of every op type that the target computes in integers. All others stay in float.
     """
@@ -89,6 +93,7 @@ class Scheme(BaseModel):
     max_raised: int = Field(default=8, ge=0)
     tail: Literal["float", "integer"] = "float"
     integer_inputs: bool = False
+    clips_at_zero: bool = False
     opset: int = 21
     ops: dict[str, OpRule]
 

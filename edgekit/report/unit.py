@@ -1,4 +1,4 @@
-"""What only some targets have: the estimate of a compiler, and several runtimes side by side."""
+"""What only some targets have: an estimate, what runs on the unit, its emulator, runtimes side by side."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the compiler says of the int8 artifact.
+    """What is said of the int8 artifact without running it on the hardware.
 
     Attributes:
+        by_compiler: Whether the vendor's compiler says it; else it is worked out from a hardware table.
         complete: Whether it accounts for every operator.
         timed: Whether it holds a latency.
         memory: Kind of memory and size.
@@ -39,6 +40,7 @@ class Estimate:
         notes: What the reader must know.
     """
 
+    by_compiler: bool
     complete: bool
     timed: bool
     memory: list[tuple[str, str]]
@@ -46,6 +48,52 @@ class Estimate:
     count: int
     missing: list[tuple[str, str, str, str]]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which nodes of the int8 artifact run on the unit.
+
+    Attributes:
+        unit: Its name.
+        compiled: Whether the vendor's compiler placed the nodes; else edgekit's rules did.
+        on_unit: Nodes that run there.
+        nodes: Nodes in all.
+        ops: Type, how many there are, how many run on the unit, and as what.
+        left: Operator, node, rule and remedy of each that does not.
+        boundary: The same of conversions at the edge of the network.
+        inserted: What the compiler added.
+        stamp: What the compiled file says that it is for.
+        notes: What the reader must know.
+    """
+
+    unit: str
+    compiled: bool
+    on_unit: int
+    nodes: int
+    ops: list[tuple[str, int, int, str]]
+    left: list[tuple[str, str, str, str]]
+    boundary: list[tuple[str, str, str, str]]
+    inserted: str
+    stamp: list[tuple[str, str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """The task in the unit's emulator, beside this machine on the same samples.
+
+    Attributes:
+        unmeasured: Why it was not run; empty where it was.
+        samples: How many were run.
+        seconds: What that took.
+        rows: Metric, and its value in float, in int8 on this machine and in the emulator.
+    """
+
+    unmeasured: str
+    samples: int
+    seconds: str
+    rows: list[tuple[str, str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -70,16 +118,18 @@ class Runtimes:
     budget: int
     samples: int
     rows: list[RuntimeRow]
+    notes: list[str]
 
 
 def estimate(target: dict[str, Any]) -> Estimate | None:
-    """The compiler's estimate of a target's int8 artifact; None where there is none."""
+    """The estimate of a target's int8 artifact; None where there is none."""
     entry = table(table(target.get("estimate")).get("int8"))
     if not entry:
         return None
     layers = items(entry.get("layers"))
     total = sum(finite(layer.get("cycles")) or 0.0 for layer in layers)
     return Estimate(
+        by_compiler=table(entry.get("latency")).get("method") != "model-estimate",
         complete=not entry.get("missing"),
         timed=entry.get("latency") is not None,
         memory=[
@@ -89,12 +139,71 @@ def estimate(target: dict[str, Any]) -> Estimate | None:
         ],
         layers=[_layer(layer, total) for layer in layers[:_SLOWEST]],
         count=len(layers),
-        missing=[
-            tuple(clean(item.get(key)) for key in ("op", "node", "reason", "remedy"))  # type: ignore[misc]
-            for item in items(entry.get("missing"))
-        ],
+        missing=_left(entry.get("missing")),
         notes=[clean(note) for key in ("problems", "notes") for note in entry.get(key) or []],
     )
+
+
+def coverage(found: dict[str, Any]) -> Coverage | None:
+    """The ``coverage`` of a target's report entry; None where there is none."""
+    if not found:
+        return None
+    return Coverage(
+        unit=clean(found.get("unit")),
+        compiled=found.get("method") == "compiled",
+        on_unit=int(finite(found.get("on_unit")) or 0),
+        nodes=int(finite(found.get("nodes")) or 0),
+        ops=[
+            (
+                clean(row.get("op")),
+                int(finite(row.get("nodes")) or 0),
+                int(finite(row.get("on_unit")) or 0),
+                _counted(table(row.get("kernels"))),
+            )
+            for row in sorted(items(found.get("ops")), key=lambda row: -(finite(row.get("nodes")) or 0))
+        ],
+        left=_left(found.get("left")),
+        boundary=_left(found.get("boundary")),
+        inserted=_counted(table(found.get("inserted"))),
+        stamp=[(clean(key), clean(value)) for key, value in table(found.get("stamp")).items()],
+        notes=[clean(note) for note in found.get("notes") or []],
+    )
+
+
+def emulation(target: dict[str, Any]) -> Emulation | None:
+    """The task in the unit's emulator; None where it was not run."""
+    entry = table(target.get("emulator"))
+    if not entry:
+        return None
+    kinds = [table(entry.get(kind)) for kind in ("float", "int8", "emulator")]
+    rows = []
+    for metric in kinds[-1]:
+        before, here, there = (_metric(found, metric) for found in kinds)
+        rows.append((metric, before, here, there))
+    return Emulation(
+        unmeasured=clean(entry.get("unmeasured")),
+        samples=int(finite(entry.get("samples")) or 0),
+        seconds=f"{finite(entry.get('seconds')) or 0.0:.1f}",
+        rows=rows,
+    )
+
+
+def _metric(entry: dict[str, Any], metric: str) -> str:
+    value = finite(table(entry.get(metric)).get("value"))
+    return "" if value is None else f"{value:.4f}"
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    return ", ".join(
+        name if count == 1 else f"{name} ×{count:.0f}"
+        for name, raw in sorted(counts.items(), key=lambda pair: -(finite(pair[1]) or 0))
+        if (count := finite(raw))
+    )
+
+
+def _left(found: object) -> list[tuple[str, str, str, str]]:
+    keys = ("op", "node", "reason", "remedy")
+    return [tuple(clean(item.get(key)) for key in keys) for item in items(found)]  # type: ignore[misc]
 
 
 def runtimes(target: dict[str, Any]) -> Runtimes | None:
@@ -120,7 +229,10 @@ def runtimes(target: dict[str, Any]) -> Runtimes | None:
                 "bad" if steps is not None and steps > budget else "",
             )
         )
-    return Runtimes(clean(entry.get("reference")), budget, int(finite(entry.get("samples")) or 0), rows)
+    notes = [clean(note) for note in entry.get("notes") or []]
+    return Runtimes(
+        clean(entry.get("reference")), budget, int(finite(entry.get("samples")) or 0), rows, notes
+    )
 
 
 def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str]:
@@ -130,6 +242,8 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
         yield ""
         if not found.timed and found.complete:
             yield paint("Memory on the device", "bold")
+        elif not found.by_compiler:
+            yield paint("Latency is worked out from a hardware table, not measured", "warn")
         elif found.complete:
             yield paint("The compiler's estimate covers every operator", "good")
         else:
@@ -140,6 +254,13 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
             yield from listed(", ".join(f"{name} {size}" for name, size in found.memory), width)
         for note in found.notes:
             yield from listed(note, width)
+    covered = coverage(table(target.get("coverage")))
+    if covered is not None:
+        yield ""
+        yield from coverage_lines(covered, paint, width)
+    emulated = emulation(target)
+    if emulated is not None:
+        yield from _emulation_lines(emulated, paint, width)
     between = runtimes(target)
     if between is not None:
         yield ""
@@ -149,6 +270,42 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
             if row.steps and row.steps != "0":
                 text += f" at most, {row.rms} RMS, {row.different} of the codes differ"
             yield from (paint(line, row.tone) for line in listed(text, width))
+            if row.layer_steps:
+                alone = f"its layers: {row.layer_steps} at most, {row.layer_different} of the codes differ"
+                yield from listed(alone, width)
+        for note in between.notes:
+            yield from listed(note, width)
+
+
+def coverage_lines(found: Coverage, paint: Paint, width: int) -> Iterator[str]:
+    """What runs on the unit, and all that does not, for a terminal."""
+    by = "" if found.compiled else " by the rules: it was not compiled"
+    tone = "warn" if not found.compiled else "good" if found.on_unit == found.nodes else "bad"
+    yield paint(f"{found.on_unit} of {found.nodes} nodes run on {found.unit}{by}", tone)
+    if found.stamp:
+        yield from listed(", ".join(f"{key} {value}" for key, value in found.stamp), width)
+    for op, node, reason, remedy in found.left:
+        yield from listed(f"{op} '{node}': {reason}{f'. {remedy}' if remedy else ''}", width)
+    if found.boundary:
+        names = ", ".join(f"{op} '{node}'" for op, node, _, _ in found.boundary)
+        yield from listed(f"on the CPU at the edge: {names}", width)
+    if found.inserted:
+        yield from listed(f"added by the compiler: {found.inserted}", width)
+    for note in found.notes:
+        yield from listed(note, width)
+
+
+def _emulation_lines(found: Emulation, paint: Paint, width: int) -> Iterator[str]:
+    yield ""
+    if found.unmeasured:
+        yield paint("The emulator was not run", "warn")
+        yield from listed(found.unmeasured, width)
+        return
+    yield paint(f"In the emulator, {found.samples} samples in {found.seconds} s", "bold")
+    for metric, before, here, there in found.rows:
+        first = f"float {before}, " if before else ""
+        text = f"{metric}: {first}int8 here {here}, int8 in the emulator {there}"
+        yield from listed(text, width)
 
 
 def _layer(entry: dict[str, Any], total: float) -> LayerCost:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from edgekit.report import unit
 from edgekit.report.charts import Bar, LatencyChart, latency_chart, layer_bars, sqnr_tone
 from edgekit.report.compression import Compression, compression
 from edgekit.report.findings import sort_findings
@@ -36,7 +37,6 @@ from edgekit.report.summary import (
     title,
     verdicts,
 )
-from edgekit.report.unit import Estimate, Runtimes, estimate, runtimes
 
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _WORST_LAYERS = 8
@@ -139,8 +139,10 @@ class TargetView:
     segments: list[Segment]
     ops: list[tuple[str, int]]
     left: list[Left]
-    estimate: Estimate | None
-    runtimes: Runtimes | None
+    estimate: unit.Estimate | None
+    coverage: unit.Coverage | None
+    emulation: unit.Emulation | None
+    runtimes: unit.Runtimes | None
     history: list[ChangeLine]
 
 
@@ -219,8 +221,10 @@ def _target(target: dict[str, Any], folder: Path) -> TargetView:
         segments=_segments(placement),
         ops=sorted(_ops(placement), key=lambda pair: (-pair[1], pair[0])),
         left=_left(items(placement.get("left"))),
-        estimate=estimate(target),
-        runtimes=runtimes(target),
+        estimate=unit.estimate(target),
+        coverage=unit.coverage(table(target.get("coverage"))),
+        emulation=unit.emulation(target),
+        runtimes=unit.runtimes(target),
         history=_changes(quantization.get("history")),
     )
 

@@ -30,8 +30,8 @@ from edgekit.graph import Graph, array
 from edgekit.measure.machine import core_ids, machine
 from edgekit.measure.result import Measurement, Method
 from edgekit.passes.edit import is_constant
-from edgekit.quantize.made_up import with_made_up_ranges
 from edgekit.prune.pricing import as_is, cache_file, moved_bytes, other_bytes
+from edgekit.quantize.made_up import with_made_up_ranges
 from edgekit.quantize.plan import MAC_OPS
 from edgekit.target import NodeRequest, Profile
 from edgekit.targets.ort_cpu.kernel_times import Job, Kernels, time_kernels

@@ -94,7 +94,9 @@ def test_what_has_no_rule_stays_in_float_and_so_does_nothing_else(build: Build) 
 @pytest.mark.parametrize("scheme", [NPU, A16])
 def test_made_up_ranges_give_codes_everywhere(head: Graph, scheme: Scheme) -> None:
     quantized = with_made_up_ranges(head, scheme)
-    formats = {str(n.inputs[2].dtype) for n in quantized.nodes if n.op_type == "QuantizeLinear"}
+    kinds = {"QuantizeLinear": 2}
+    zeros = [n.inputs[kinds[n.op_type]] for n in quantized.nodes if n.op_type in kinds]
+    formats = {str(v.dtype) for v in zeros if v is not None}
     assert formats == ({"UINT8", "UINT16"} if scheme is NPU else {"UINT16"})
     assert [n.op_type for n in quantized.nodes][-1] == "DequantizeLinear"
     out = open_runner(quantized, threads=1).run({"x": np.zeros((1, 3, 8, 8), np.float32)})
@@ -117,3 +119,24 @@ def test_16_bits_throughout_need_no_search_and_lose_next_to_nothing(
     assert not found.raised
     assert len(found.rungs) <= 4
     assert fixed_ranges(head, A16, found.plan)["e"] == (0.0, 65535 / 65536)
+
+
+def test_what_keeps_its_range_is_joined_with_a_scale_of_its_own(head: Graph) -> None:
+    ops = {**NPU.ops, "Sigmoid": NPU.ops["Sigmoid"].model_copy(update={"keeps_range": True})}
+    plan = make_plan(head, NPU.model_copy(update={"ops": ops}))
+    assert plan.groups["e"] == "e"
+    assert "f" in plan.sources
+    assert make_plan(head, NPU).groups["e"] == "d"
+
+
+@pytest.mark.parametrize(("lower", "absorbed"), [(0.0, True), (-1.0, False)])
+def test_where_kernels_clip_at_zero_no_other_clip_is_absorbed(
+    build: Build, lower: float, absorbed: bool
+) -> None:
+    weights = {"w": np.ones((16, 3, 1, 1)), "lo": np.array(lower), "hi": np.array(6.0)}
+    text = "g (float[1,3,8,8] x) => (float[1,16,8,8] y) { a = Conv(x, w) y = Clip(a, lo, hi) }"
+    graph = build(text, weights)
+    ops = {"Conv": OpRule(weight_axis=0, fuses=("Clip",)), "Clip": OpRule()}
+    scheme = Scheme(clips_at_zero=True, tail="integer", ops=ops)
+    assert bool(make_plan(graph, scheme).absorbed) is absorbed
+    assert make_plan(graph, scheme.model_copy(update={"clips_at_zero": False})).absorbed

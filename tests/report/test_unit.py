@@ -190,11 +190,94 @@ def test_an_incomplete_estimate_has_no_figure_and_a_count(npu: dict[str, Any]) -
 def test_runtimes_on_a_terminal(npu: dict[str, Any]) -> None:
     lines = summary(npu).splitlines()
     start = lines.index("Steps off LiteRT, reference kernels at the outputs (2 allowed)")
-    assert lines[start + 1 : start + 4] == [
+    shown = [line for line in lines[start + 1 : start + 6] if "its layers" not in line]
+    assert shown[:3] == [
         "- integer reference: 0",
         "- LiteRT, XNNPACK: 2 at most, 0.31 RMS, 50 % of the codes differ",
         "- ONNX Runtime: not compared",
     ]
+
+
+def test_layers_and_notes_of_runtimes_are_on_a_terminal(npu: dict[str, Any]) -> None:
+    found = npu["targets"][0]["runtimes"]
+    found["layers"] = {"LiteRT, XNNPACK": [row("a", 1, 0.1, 0.02), row("b", 3, 0.2, 0.01)]}
+    found["notes"] = ["each layer was fed with the reference's codes"]
+    text = summary(npu)
+    assert "- its layers: 3 at most, 2 % of the codes differ" in text
+    assert "- each layer was fed with the reference's codes" in text
+    assert "each layer was fed" in render(npu, Path())
+
+
+def covered(**more: Any) -> dict[str, Any]:
+    left = {"node": "nms", "op": "NonMaxSuppression", "reason": "no kernel", "remedy": "runs on the CPU"}
+    ops = [
+        {"op": "NonMaxSuppression", "nodes": 1, "on_unit": 0, "kernels": {}},
+        {"op": "Conv", "nodes": 3, "on_unit": 3, "kernels": {"Conv2d": 2, "DepthWiseConv2d": 1}},
+    ]
+    return {
+        "unit": "HTP",
+        "method": "compiled",
+        "on_unit": 3,
+        "nodes": 4,
+        "ops": ops,
+        "left": [left],
+        "boundary": [],
+        "inserted": {"Transpose": 2},
+        "stamp": {"architecture": "v75"},
+        "notes": [],
+        **more,
+    }
+
+
+def test_coverage_names_what_does_not_run_on_the_unit(npu: dict[str, Any]) -> None:
+    npu["targets"][0]["coverage"] = covered()
+    text = summary(npu)
+    assert "3 of 4 nodes run on HTP" in text
+    assert "- NonMaxSuppression 'nms': no kernel. runs on the CPU" in text
+    assert "- added by the compiler: Transpose ×2" in text
+    assert "- architecture v75" in text
+    page = render(npu, Path())
+    assert "Conv2d ×2, DepthWiseConv2d" in page
+    assert "no kernel" in page
+    assert "by the rules" not in page
+    assert page.index(">Conv<") < page.index('>NonMaxSuppression</td><td class="number">1')
+
+
+def test_coverage_by_rules_says_so(npu: dict[str, Any]) -> None:
+    npu["targets"][0]["coverage"] = covered(method="rules", notes=["it was not compiled: not installed"])
+    for text in (summary(npu), render(npu, Path())):
+        assert "by the rules: it was not compiled" in text
+        assert "it was not compiled: not installed" in text
+
+
+def test_the_emulator_stands_beside_this_machine(npu: dict[str, Any]) -> None:
+    def score(value: float) -> dict[str, Any]:
+        return {"map": {"value": value, "unit": "", "method": "host", "spread": {}, "note": ""}}
+
+    npu["targets"][0]["emulator"] = {
+        "name": "detection",
+        "samples": 8,
+        "seconds": 12.34,
+        "float": score(0.5),
+        "int8": score(0.49),
+        "emulator": score(0.485),
+    }
+    text = summary(npu)
+    assert "In the emulator, 8 samples in 12.3 s" in text
+    assert "- map: float 0.5000, int8 here 0.4900, int8 in the emulator 0.4850" in text
+    assert "0.4850" in render(npu, Path())
+    npu["targets"][0]["emulator"] = {"unmeasured": "it hung"}
+    for text in (summary(npu), render(npu, Path())):
+        assert "it hung" in text
+
+
+def test_an_estimate_from_a_table_is_not_called_the_compilers(npu: dict[str, Any]) -> None:
+    entry = npu["targets"][0]["estimate"]["int8"]
+    entry["latency"] = {**entry["latency"], "method": "model-estimate"}
+    assert "Latency is worked out from a hardware table, not measured" in summary(npu)
+    page = render(npu, Path())
+    assert "Estimate from the hardware table" in page
+    assert "Compiler&#39;s estimate" not in page
 
 
 def test_colours_mark_what_is_bad(npu: dict[str, Any]) -> None:

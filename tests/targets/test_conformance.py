@@ -20,7 +20,12 @@ STEP = 0.05
 
 
 #: Package that a target's runtime is, where it does not come with edgekit.
-NEEDS = {"litert": "ai_edge_litert", "tflm": "tflite_micro", "ethos-u": "ethosu"}
+NEEDS = {
+    "litert": "ai_edge_litert",
+    "tflm": "tflite_micro",
+    "ethos-u": "ethosu",
+    "qnn-htp": "onnxruntime_qnn",
+}
 
 
 def _graph(quantized: bool, activation: np.dtype[Any] | None = None) -> Graph:

@@ -124,6 +124,7 @@ def test_the_runtimes_are_compared_step_by_step(compiled: Path) -> None:
     target = LiteRtTarget.create()
     assert isinstance(target, ComparesRuntimes)
     found = target.compare_runtimes(compiled, infer_shapes(_network()), [_feeds()])
+    assert found is not None
     assert found.ok
     assert found.outputs["integer reference"][0].max_steps == 0
     assert found.samples == 1
