@@ -95,7 +95,7 @@ def distill(
     """
     options = options or DistillOptions()
     with one_thread():
-        return _Run(student, teacher, samples, options, hold or {}).go(progress, status, checkpoint)
+        return Run(student, teacher, samples, options, hold or {}).go(progress, status, checkpoint)
 
 
 def pair_tensors(student: Graph, teacher: Graph) -> Pairing:
@@ -130,8 +130,16 @@ def _paired(what: str, mine: Sequence[TensorSpec], theirs: Sequence[TensorSpec])
     )
 
 
-class _Run:
-    """One distillation, put together."""
+class Run:
+    """One distillation, put together.
+
+    Attributes:
+        presets: What is tried where the options say nothing.
+        name: Of the change that the result's history names.
+    """
+
+    presets: Mapping[OutputKind, Preset] = PRESETS
+    name = "distill"
 
     def __init__(
         self,
@@ -151,7 +159,7 @@ class _Run:
             objectness=options.objectness,
         )
         self.kind = _leading(self.match)
-        self.preset = _preset(self.kind, options)
+        self.preset = _preset(self.presets[self.kind], options)
         self.hold = _masks(student, hold)
         self.pool = Pool(samples, student, options)
         self.feeder = self._feeder()
@@ -273,7 +281,7 @@ class _Run:
     def _change(self, loop: Loop) -> Change:
         change = f"{loop.start:.4g} to {loop.best:.4g}" if loop.best_epoch else f"{loop.start:.4g}, no gain"
         return Change(
-            "distill",
+            self.name,
             f"{len(loop.history)} epochs, difference from the teacher {change}",
             details={
                 "epochs": len(loop.history),
@@ -295,8 +303,7 @@ def _leading(match: Match) -> OutputKind:
     return min(match.kinds.values(), key=order.index)
 
 
-def _preset(kind: OutputKind, options: DistillOptions) -> Preset:
-    preset = PRESETS[kind]
+def _preset(preset: Preset, options: DistillOptions) -> Preset:
     return Preset(
         rate=preset.rate if options.rate is None else options.rate,
         batch=preset.batch if options.batch is None else options.batch,

@@ -37,6 +37,16 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
     return parameter
 
 
+def code_limits(call: Call) -> tuple[int, int]:
+    """Smallest and largest code that a QuantizeLinear writes.
+
+    ``narrow_range``, an attribute of edgekit's own in graphs that are trained, leaves out the lowest code of
+    a signed type, as symmetric weights do.
+    """
+    low, high = RANGES[code_type(call)]
+    return (max(low, -high) if call.get("narrow_range", 0) else low), high
+
+
 def code_type(call: Call) -> int:
     """Element type of the codes that a QuantizeLinear writes."""
     if len(call.input_types) > 2 and call.input_types[2] is not None:
@@ -59,7 +69,7 @@ def quantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = 
         codes = ratio.round()
         if zero is not None:
             codes = codes + spread(zero, x, axis, block).to(codes.dtype)
-        return codes.clamp(*RANGES[kind]).to(TORCH_TYPES[kind])
+        return codes.clamp(*code_limits(call)).to(TORCH_TYPES[kind])
     if kind == TensorProto.FLOAT4E2M1:
         return round_to_float4(ratio)
     if call.get("saturate", 1):
@@ -94,39 +104,51 @@ def fake_quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = No
     """What QuantizeLinear and then DequantizeLinear with the same parameters give, differentiably.
 
     The gradient reaches ``x`` where its code is in range and is zero elsewhere. A scale that requires a
-    gradient gets that of LSQ (arXiv:1902.08153, eq. 3).
+    gradient gets that of LSQ (arXiv:1902.08153, eq. 3), times the attribute ``gradient_scale`` of graphs that
+    are trained (its section 2.2), 1 by default.
     """
     axis, block = call.get("axis", 1), call.get("block_size", 0)
     steps = spread(scale, x, axis, block)
-    offset = None if zero is None else spread(zero, x, axis, block).to(x.dtype)
-    low, high = RANGES[code_type(call)]
-    found: Tensor = _FakeQuantize.apply(x, steps, offset, low, high)  # type: ignore[no-untyped-call]
+    low, high = code_limits(call)
+    first: Tensor | int = low
+    last: Tensor | int = high
+    if zero is not None:
+        known = call.constants.get(2)
+        if known is not None and (known.size == 1 or not known.any()):
+            first, last = low - int(known.flat[0]), high - int(known.flat[0])
+        else:
+            offset = spread(zero, x, axis, block).to(x.dtype)
+            first, last = low - offset, high - offset
+    share = call.get("gradient_scale", 1.0)
+    found: Tensor = _FakeQuantize.apply(x, steps, first, last, share)  # type: ignore[no-untyped-call]
     return found
 
 
 class _FakeQuantize(torch.autograd.Function):
+    """Codes are counted from the zero point; few passes over memory, which is what they cost."""
+
     @staticmethod
-    def forward(context: Any, x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
+    def forward(
+        context: Any, x: Tensor, scale: Tensor, first: Tensor | int, last: Tensor | int, share: float
+    ) -> Tensor:
+        learned = scale.requires_grad
         ratio = x / scale
-        codes = ratio.round()
-        first: Tensor | int = low if zero is None else low - zero
-        last: Tensor | int = high if zero is None else high - zero
-        inside = (codes >= first) & (codes <= last)
-        if zero is None:
-            codes.clamp_(low, high)
-        else:
-            codes = torch.minimum(torch.maximum(codes, torch.as_tensor(first)), torch.as_tensor(last))
-        if scale.requires_grad:
+        codes = ratio.round() if learned else ratio.round_()
+        kept = codes.clamp(first, last)  # type: ignore[arg-type]
+        inside = codes == kept
+        if learned:
             # How the value changes with the scale: by its rounding error inside, by its code outside.
-            context.save_for_backward(inside, torch.where(inside, codes - ratio, codes))
+            context.save_for_backward(inside, torch.where(inside, ratio.neg_().add_(codes), kept))
         else:
             context.save_for_backward(inside)
-        context.scale_shape = scale.shape
-        return codes * scale
+        context.scale_shape, context.share = scale.shape, share
+        return kept * scale if learned else kept.mul_(scale)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         inside, *slope = context.saved_tensors
-        to_scale = (gradient * slope[0]).sum_to_size(context.scale_shape) if slope else None
+        to_scale = None
+        if slope:
+            to_scale = (gradient * slope[0]).sum_to_size(context.scale_shape) * context.share
         return gradient * inside, to_scale, None, None, None

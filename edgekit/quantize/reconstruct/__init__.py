@@ -1,0 +1,1 @@
+"""Block-wise reconstruction: rounding, biases and activation ranges learned on unlabelled samples."""
