@@ -79,10 +79,14 @@ def quantize(
     from edgekit.pipeline.steps import input_ranges
     from edgekit.quantize.quantize import quantize as run_quantizer
     from edgekit.registry import load_target
+    from edgekit.target import Prepares
 
-    scheme = load_target(target).scheme
+    place = load_target(target)
+    scheme = place.scheme
     if scheme is None:
         raise UsageError(f"'{target}' does not quantize: it runs float only", where="target")
+    if isinstance(place, Prepares):
+        graph = place.prepare(graph)
     chosen = make_options(**options)
     how, _, _ = read_preprocess(preprocess, "given")
     samples = open_samples(data, graph.inputs, how, limit=limit)
@@ -97,6 +101,69 @@ def quantize(
         progress=reporter.update if reporter is not None else None,
         status=reporter.status if reporter is not None else None,
     )
+
+
+def qat(
+    graph: Graph,
+    data: Any,
+    target: str = "ort-cpu",
+    *,
+    teacher: Graph | str | Path | None = None,
+    training: Mapping[str, Any] | None = None,
+    preprocess: PreprocessLike = None,
+    limit: int | None = None,
+    checkpoint: Path | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> QuantizeResult:
+    """Quantize a captured graph and train the result to answer as its float original does.
+
+    No labels are needed (quantization-aware distillation); they can be mixed in.
+
+    Args:
+        graph: From :func:`load`; stays as it is.
+        data: See :func:`quantize`.
+        target: See :func:`quantize`.
+        teacher: What is learned from, where it is not ``graph``: the network before it was pruned.
+        training: Keys of a recipe's ``qat`` step: ``epochs``, ``seconds``, ``rate``, ``labels`` …
+        preprocess: See :func:`quantize`.
+        limit: See :func:`quantize`.
+        checkpoint: A file where the training is kept while it runs, and goes on from.
+        reporter: Tells how far it is.
+        options: See :func:`quantize`.
+
+    Raises:
+        UsageError: The target does not quantize, or an option has a wrong value.
+        DataError: The samples cannot be used.
+        ModelError: A node cannot be trained through.
+    """
+    from edgekit.data.samples import open_samples
+    from edgekit.pipeline.job import make_options, read_preprocess
+    from edgekit.pipeline.qat_step import refine
+    from edgekit.recipe import QatSection
+    from edgekit.recipe_file import read_step
+
+    section = read_step({"pass": "qat", **(training or {})})
+    assert isinstance(section, QatSection)  # what read_step makes of "qat"
+    how, _, _ = read_preprocess(preprocess, "given")
+    # Training makes up for what blocks would learn.
+    options.setdefault("reconstruct_seconds", 0.0)
+    result = quantize(graph, data, target, preprocess=how, limit=limit, reporter=reporter, **options)
+    taught = load(teacher) if isinstance(teacher, (str, Path)) else teacher or graph
+    samples = open_samples(data, graph.inputs, how, limit=limit)
+    if reporter is not None:
+        reporter.step("qat")
+    found, _ = refine(
+        result,
+        taught,
+        samples,
+        section,
+        make_options(**options),
+        preprocess=how,
+        checkpoint=checkpoint,
+        reporter=reporter,
+    )
+    return found
 
 
 def prune(
@@ -293,21 +360,15 @@ def export(
     targets = (target,) if isinstance(target, str) else tuple(target)
     if recipe is not None:
         job = _recipe_job(recipe, model, data, targets, runs, command)
-        job = replace(job, options=make_options(job.options, **options))
-        job = replace(job, limit=limit or job.limit, input_shapes=input_shapes or job.input_shapes)
-        job = replace(job, io=io or job.io)
     else:
-        job = Job(
-            model=str(model),
-            data=str(data),
-            targets=targets,
-            options=make_options(**options),
-            limit=limit,
-            io=io,
-            input_shapes=input_shapes or {},
-            runs=runs,
-            command=command,
-        )
+        job = Job(model=str(model), data=str(data), targets=targets, runs=runs, command=command)
+    job = replace(
+        job,
+        options=make_options(job.options, **options),
+        limit=limit or job.limit,
+        input_shapes=input_shapes or job.input_shapes,
+        io=io or job.io,
+    )
     if preprocess is not None or recipe is None:
         how, note, assumed = read_preprocess(preprocess, "given with the command")
         job = replace(job, preprocess=how, preprocess_note=note, assumed=assumed)

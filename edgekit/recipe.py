@@ -231,8 +231,43 @@ class SubstituteSection(_Section):
     nodes: Annotated[tuple[_Text, ...], Field(strict=False)] = ()
 
 
+class QatSection(_Section):
+    """A ``[[compress]]`` step that trains the quantized network to do what its float original does.
+
+    It is the last one: it follows the quantization for each target. No labels are needed.
+
+    Attributes:
+        name: ``qat``; written ``pass`` in the file.
+        epochs: Most passes over the samples.
+        seconds: Time after which the training ends; 120 when neither this nor ``epochs`` is given.
+        rate: Peak learning rate, relative to the size of each channel's weights.
+        batch: Samples of one step.
+        box_weight: Of a detector's boxes against its scores.
+        learn_scales: Whether scales are learned too.
+        augment: Whether images are varied.
+        data: Samples to train on; those of calibration when left out.
+        limit: Use at most this many samples.
+        labels: ``package.module:callable`` returning the class of each sample, to be learned too.
+        seed: Of order and augmentation.
+    """
+
+    name: Literal["qat"] = Field(default="qat", alias="pass")
+    epochs: _Count | None = None
+    seconds: _Positive | None = None
+    rate: _Positive | None = None
+    batch: _Count | None = None
+    box_weight: _Positive | None = None
+    learn_scales: bool = True
+    augment: bool = True
+    data: _Text | None = None
+    limit: _Count | None = None
+    labels: _Text | None = None
+    seed: int = 0
+
+
 CompressSection = Annotated[
-    PruneSection | SparsifySection | DistillSection | SubstituteSection, Field(discriminator="name")
+    PruneSection | SparsifySection | DistillSection | SubstituteSection | QatSection,
+    Field(discriminator="name"),
 ]
 
 
@@ -246,7 +281,11 @@ class QuantizeSection(_Section):
         equalize: Whether channels of very different range are balanced between layers.
         correct_biases: Whether biases make up for the mean error of quantized weights.
         max_raised: Most tensors in a wider format; the target's own limit when left out.
-        target_db: Signal-to-noise ratio of the outputs, in dB, below which tensors are raised.
+        target_db: Signal-to-noise ratio of the outputs, in dB, below which costlier ways are tried.
+        reconstruct_seconds: Most seconds for learning rounding and ranges where the ratio is not reached
+            without; 0 never does it.
+        qad_seconds: Most seconds that the quantized network is trained for, against its float original,
+            where all else is not good enough; 0 never does it.
         max_drop: Loss of the task metric that is accepted; more tensors are raised to a wider format until it
             is met or the limit is reached. None raises none for the metric's sake.
     """
@@ -258,6 +297,8 @@ class QuantizeSection(_Section):
     correct_biases: bool = True
     max_raised: Annotated[int, Field(ge=0)] | None = None
     target_db: Annotated[float, Field(allow_inf_nan=False)] = 13.0
+    reconstruct_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 240.0
+    qad_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_drop: _Drop | None = None
 
 
@@ -308,6 +349,13 @@ class Recipe(_Section):
     quantize: QuantizeSection = QuantizeSection()
     deploy: DeploySection = DeploySection()
     budget: BudgetSection = BudgetSection()
+
+    @field_validator("compress")
+    @classmethod
+    def _qat_is_last(cls, steps: tuple[CompressSection, ...]) -> tuple[CompressSection, ...]:
+        if any(isinstance(step, QatSection) for step in steps[:-1]):
+            raise PydanticCustomError("order", "qat trains what was quantized: it must be the last step")
+        return steps
 
     _folder: Path = PrivateAttr(default_factory=Path)
 

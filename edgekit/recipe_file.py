@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from edgekit.errors import UsageError
 from edgekit.objects import is_object_name
-from edgekit.recipe import CompressSection, DistillSection, PruneSection, Recipe
+from edgekit.recipe import CompressSection, DistillSection, PruneSection, QatSection, Recipe
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _TOML_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)")
@@ -165,8 +165,8 @@ def _with_absolute_files(
     found: dict[str, Any] = {}
     if isinstance(step, (PruneSection, DistillSection)) and step.saved is not None:
         found["saved"] = str(folder / Path(step.saved).expanduser())
-    if isinstance(step, DistillSection):
-        given = {"teacher": step.teacher, "data": step.data}
+    if isinstance(step, (DistillSection, QatSection)):
+        given = {"teacher": getattr(step, "teacher", None), "data": step.data}
         found |= {key: absolute(section, key, source) for key, source in given.items() if source is not None}
     return step.model_copy(update=found)
 

@@ -213,7 +213,7 @@ def compress(text: str) -> str:
     [
         (
             'pass = "prun"',
-            ("compress.0: unknown pass 'prun'", "distill, prune, sparsify", "Did you mean 'prune'?"),
+            ("compress.0: unknown pass 'prun'", "distill, prune, qat, sparsify", "Did you mean 'prune'?"),
         ),
         ("keep = 0.5", ("compress.0: does not say which pass it is",)),
         ('pass = "prune"', ("compress.0: needs one aim out of keep, macs", "none is given")),

@@ -230,12 +230,22 @@ MaxRaised = Annotated[
         help="Most tensors kept above 8 bits; the target's limit by default.",
     ),
 ]
+Reconstruct = Annotated[
+    float | None,
+    typer.Option(
+        "--reconstruct",
+        metavar="S",
+        min=0,
+        help="Most seconds for learning rounding and ranges where the outputs are worse than --target-db; "
+        "240 by default, 0 never does it.",
+    ),
+]
 TargetDb = Annotated[
     float | None,
     typer.Option(
         "--target-db",
         metavar="DB",
-        help="Signal-to-noise ratio of the outputs, in dB, below which tensors are kept above 8 bits; "
+        help="Signal-to-noise ratio of the outputs, in dB, below which costlier ways are tried; "
         "13 by default.",
     ),
 ]

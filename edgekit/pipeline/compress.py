@@ -83,7 +83,7 @@ def compress(context: Context, network: Network, target: Target) -> Compressed:
             _sparsify(context, network, target, section, state, number)
         elif isinstance(section, SubstituteSection):
             _substitute(context, network, target, section, state, number)
-        else:
+        elif isinstance(section, DistillSection):
             _distill(context, network, target, section, state, number)
     data = {**network.data, "history": [change_json(change) for change in state.graph.history]}
     key = digest(network.key, state.graph.sha256())

@@ -13,7 +13,7 @@ from edgekit.data.samples import open_samples
 from edgekit.errors import UsageError
 from edgekit.quantize.calibrators import Calibrator
 from edgekit.quantize.quantize import Options
-from edgekit.recipe import BudgetSection, CompressSection, EvaluateSection, Recipe
+from edgekit.recipe import BudgetSection, CompressSection, EvaluateSection, QatSection, Recipe
 
 if TYPE_CHECKING:
     from edgekit.graph import TensorSpec
@@ -40,6 +40,8 @@ class Job:
         limit: Most calibration samples.
         evaluate: The task.
         compress: Steps that make the network smaller, in order.
+        qat: Training of the quantized network; None for none.
+        qad_seconds: Most seconds for the same as the last rung of the ladder.
         compare: Artifacts of the network before compression to measure too: ``float``, ``int8``.
         io: What int8 artifacts take and return, ``quantized`` or ``float``; None is the target's own way.
         quantize: False makes the float artifact only.
@@ -61,6 +63,8 @@ class Job:
     limit: int | None = None
     evaluate: EvaluateSection = field(default_factory=lambda: EvaluateSection(task="outputs"))
     compress: tuple[CompressSection, ...] = ()
+    qat: QatSection | None = None
+    qad_seconds: float = 0.0
     compare: tuple[str, ...] = ("float",)
     io: Literal["quantized", "float"] | None = None
     quantize: bool = True
@@ -96,7 +100,9 @@ def from_recipe(recipe: Recipe, *, runs: int = 100, command: str = "") -> Job:
         assumed=assumed,
         limit=recipe.data.limit,
         evaluate=recipe.evaluate or EvaluateSection(task="outputs"),
-        compress=recipe.compress,
+        compress=tuple(step for step in recipe.compress if not isinstance(step, QatSection)),
+        qat=next((step for step in recipe.compress if isinstance(step, QatSection)), None),
+        qad_seconds=section.qad_seconds,
         compare=recipe.deploy.compare,
         io=recipe.deploy.io,
         quantize=section.enabled,
@@ -107,6 +113,7 @@ def from_recipe(recipe: Recipe, *, runs: int = 100, command: str = "") -> Job:
             correct_biases=section.correct_biases,
             max_raised=section.max_raised,
             target_db=section.target_db,
+            reconstruct_seconds=section.reconstruct_seconds,
         ),
         max_drop=section.max_drop,
         budget=recipe.budget,

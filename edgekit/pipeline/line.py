@@ -155,7 +155,7 @@ def _line(context: Context, original: Network, network: Network, target: Target)
     products = TargetProducts(name, target.title, folder_name(name), target.profile.host)
     inputs = network.graph.inputs
     before = _original_products(context, original, target) if compressed else {}
-    graphs = _graphs(context, network, target, products, before)
+    graphs = _graphs(context, network, target, products, before, original.graph)
     compiled = products.products["compile"]
     products.products["placement"] = placement_step(context, target, compiled)
     products.products["latency"] = latency_step(context, target, compiled, inputs, before)
@@ -190,6 +190,7 @@ def _graphs(
     target: Target,
     products: TargetProducts,
     before: Mapping[str, Product],
+    teacher: Graph,
 ) -> dict[str, Graph]:
     """Quantize and compile; again with a higher aim while the task metric loses more than it may."""
     job = context.job
@@ -199,7 +200,7 @@ def _graphs(
         return graphs
     options = job.options
     for attempt in range(TRIES + 1):
-        graph, quantized = quantize_step(context, network, target.scheme, options)
+        graph, quantized = quantize_step(context, network, target.scheme, options, teacher)
         graphs["int8"] = graph
         compiled = compile_step(context, target, graphs)
         products.products.update({"quantize": quantized, "compile": compiled})

@@ -65,12 +65,7 @@ def prune_graph(
     step: Json = {
         "pass": "prune",
         **sizes(graph, pruned),
-        "importance": section.importance,
-        "align": align_of(material, section),
-        "steps": section.steps or 1,
-        "groups": _widths(groups, plan),
-        "dropped": [{"input": block.input, "output": block.output} for block in plan.dropped],
-        "locked": [{"where": r.where, "reason": r.reason} for r in groups.locked],
+        **_what_went(material, section, groups, plan),
         "verify": verify(graph, plan) if section.verify else None,
         "saved": saved and f"the plan comes from {saved.name}",
         "distance": distances,
@@ -144,6 +139,17 @@ def _refitter(
         return found[-1].graph
 
     return recover
+
+
+def _what_went(material: Material, section: PruneSection, groups: Groups, plan: PruningPlan) -> Json:
+    return {
+        "importance": section.importance,
+        "align": align_of(material, section),
+        "steps": section.steps or 1,
+        "groups": _widths(groups, plan),
+        "dropped": [{"input": block.input, "output": block.output} for block in plan.dropped],
+        "locked": [{"where": r.where, "reason": r.reason} for r in groups.locked],
+    }
 
 
 def _widths(groups: Groups, plan: PruningPlan) -> list[Json]:

@@ -19,6 +19,7 @@ from edgekit.pipeline.split import Part, Watched, splits
 from edgekit.pipeline.state import Product, Store, digest, listing
 from edgekit.progress import Reporter
 from edgekit.quantize.quantize import Options, QuantizeResult, quantize
+from edgekit.recipe import QatSection
 from edgekit.target import ChoosesEnds, Prepares
 
 if TYPE_CHECKING:
@@ -106,9 +107,17 @@ def prepare_step(network: Network, target: Target) -> Network:
 
 
 def quantize_step(
-    context: Context, network: Network, scheme: Scheme, options: Options
+    context: Context, network: Network, scheme: Scheme, options: Options, teacher: Graph | None = None
 ) -> tuple[Graph, Product]:
-    """Quantize for a scheme; targets that share it share the product.
+    """Quantize for a scheme, and train what came of it where that is asked for; targets that share the scheme
+    share the product.
+
+    Args:
+        context: Job, store, reporter.
+        network: The float network.
+        scheme: Number formats.
+        options: Of the quantizer.
+        teacher: The network before compression, which a training learns from.
 
     Raises:
         DataError: The samples cannot be used.
@@ -121,7 +130,11 @@ def quantize_step(
         asdict(options),
         scheme.model_dump(mode="json"),
         holds_back(job, network),
+        None if job.qat is None else job.qat.model_dump(mode="json"),
+        job.qad_seconds,
     ]
+
+    checkpoint = context.store.folder / f".quantize-{digest(parts[:2], parts[3])[:16]}.npz"
 
     def make(folder: Path) -> dict[str, Any]:
         samples = calibration_samples(job, network.graph.inputs)
@@ -135,12 +148,51 @@ def quantize_step(
             total=samples.count,
             progress=context.reporter.update,
             status=context.reporter.status,
+            checkpoint=checkpoint,
         )
+        trained = None
+        section = job.qat
+        if section is None and job.qad_seconds and result.db < options.target_db:
+            section = QatSection(seconds=job.qad_seconds)
+        if section is not None:
+            result, trained = _train(context, network, result, section, options, teacher, checkpoint)
         result.graph.save(folder / "int8.onnx")
-        return {**quantization_json(result, options, scheme), "data": data_json(watched)}
+        found = {**quantization_json(result, options, scheme), "data": data_json(watched)}
+        return found if trained is None else {**found, "qat": trained}
 
     product = run_step(context, "quantize", parts, make)
     return load_graph(product.folder / "int8.onnx", product.data["history"]), product
+
+
+def _train(
+    context: Context,
+    network: Network,
+    result: QuantizeResult,
+    section: QatSection,
+    options: Options,
+    teacher: Graph | None,
+    checkpoint: Path,
+) -> tuple[QuantizeResult, dict[str, Any]]:
+    from edgekit.pipeline.qat_step import refine
+
+    job, inputs = context.job, network.graph.inputs
+    samples = calibration_samples(job, inputs)
+    if section.data is not None or section.limit is not None:
+        samples = job.samples(inputs, section.data or job.data, section.limit)
+    file = checkpoint.with_suffix(".pt")
+    found = refine(
+        result,
+        teacher or network.graph,
+        samples,
+        section,
+        options,
+        preprocess=job.preprocess,
+        folder=job.folder,
+        checkpoint=file,
+        reporter=context.reporter,
+    )
+    file.unlink(missing_ok=True)
+    return found
 
 
 def compile_step(context: Context, target: Target, graphs: Mapping[str, Graph]) -> Product:
@@ -295,6 +347,7 @@ def quantization_json(result: QuantizeResult, options: Options, scheme: Scheme) 
         "target_db": options.target_db,
         "raised_limit": limit,
         "rungs": [{"label": label, "db": db} for label, db in result.rungs],
+        "ladder": [asdict(rung) for rung in result.ladder],
         "float_nodes": [{"node": node, "reason": why} for node, why in result.plan.float_nodes.items()],
     }
 

@@ -1,16 +1,25 @@
 """Static quantization of a float graph: from samples to a QDQ graph, and what was found on the way.
 
-The line: plan -> observe -> equalize -> ranges -> biases -> QDQ -> judge. While the answer is worse than
-``target_db``, repairs that cost latency follow: raising single tensors above 8 bits, as far as the target
-allows it, then equalization behind SiLUs, one multiplication each.
+The line: plan -> observe -> equalize -> ranges -> biases -> QDQ -> judge. That is the first rung of a ladder,
+which ends where the answer is as good as ``target_db`` asks:
+
+1. *plain*: what costs no latency and seconds of time;
+2. *equalize*: channels are equalized behind SiLUs too, one multiplication each;
+3. *reconstruct*: rounding, ranges and biases are learned block by block, which costs minutes and no latency
+   (:mod:`edgekit.quantize.reconstruct`);
+4. *mixed*: single tensors are raised above 8 bits, as far as the target allows it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
+from edgekit.errors import UsageError
 from edgekit.graph import Graph
 from edgekit.quantize.bias import correct_biases, correctable, quantized_means
 from edgekit.quantize.calibrators import Calibrator, Range
@@ -22,11 +31,13 @@ from edgekit.quantize.judge import Judge
 from edgekit.quantize.observe import Calibration, Progress, observe
 from edgekit.quantize.plan import Plan, make_plan
 from edgekit.quantize.probe import channel_means
-from edgekit.quantize.qdq import all_weight_scales, insert_qdq
+from edgekit.quantize.qdq import all_weight_scales
 from edgekit.quantize.qparams import QParams
+from edgekit.quantize.quantization import Quantization
 from edgekit.quantize.raising import Raised, most_useful, only_needed
 from edgekit.quantize.ranges import RangeOptions, choose_params, unknown_ranges
 from edgekit.quantize.scheme import Scheme
+from edgekit.session import cores
 
 #: The calibrator that chooses among the others by measuring.
 AUTO = "auto"
@@ -54,6 +65,8 @@ class Options:
             tried.
         judge_samples: Samples on which candidates are compared; they are spread over all of them.
         kept_samples: Samples, spread likewise, from which channel means are taken.
+        reconstruct_seconds: Most seconds that blocks are trained for, where the rungs before are not good
+            enough; 0 leaves that rung out.
     """
 
     calibrator: str = AUTO
@@ -64,6 +77,24 @@ class Options:
     target_db: float = 13.0
     judge_samples: int = 8
     kept_samples: int = 16
+    reconstruct_seconds: float = 240.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A rung of the ladder that was climbed.
+
+    Attributes:
+        name: ``plain``, ``equalize``, ``reconstruct`` or ``mixed``.
+        db: Signal-to-quantization-noise ratio of the outputs after it.
+        seconds: Time it took.
+        text: What it did.
+    """
+
+    name: str
+    db: float
+    seconds: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,9 @@ class QuantizeResult:
         findings: Range clashes and what was done.
         db: Signal-to-quantization-noise ratio of the outputs on the judged samples.
         rungs: Every candidate in order, with its ratio in dB.
+        ladder: The rungs that were climbed.
         seconds: Time spent, by part.
+        quantization: What the graph was made from.
     """
 
     graph: Graph
@@ -90,7 +123,9 @@ class QuantizeResult:
     findings: tuple[Finding, ...]
     db: float
     rungs: tuple[tuple[str, float], ...]
+    ladder: tuple[Rung, ...]
     seconds: dict[str, float]
+    quantization: Quantization
 
 
 def quantize(
@@ -104,6 +139,7 @@ def quantize(
     total: int | None = None,
     progress: Progress | None = None,
     status: Callable[[str], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> QuantizeResult:
     """Quantize a captured float graph.
 
@@ -117,12 +153,14 @@ def quantize(
         total: Number of samples where it is known.
         progress: Called while calibrating.
         status: Called with a line on every candidate that has been measured.
+        checkpoint: A file that blocks are kept in as they are learned, so that an interrupted run goes on.
 
     Raises:
         DataError: There are no samples.
         ModelError: A tensor takes values that are not finite.
     """
     line = _Line(graph, scheme, feeds, options or Options(), dict(input_ranges or {}), threads, status)
+    line.progress, line.checkpoint = progress, checkpoint
     return line.run(total, progress)
 
 
@@ -137,6 +175,12 @@ class _Line:
     status: Callable[[str], None] | None
     seconds: dict[str, float] = field(default_factory=dict)
     rungs: list[tuple[str, float]] = field(default_factory=list)
+    progress: Progress | None = None
+    checkpoint: Path | None = None
+    ladder: list[Rung] = field(default_factory=list)
+    raised: tuple[Raised, ...] = ()
+    learned: Quantization | None = None
+    plain_db: float = 0.0
     _scales_of: Graph | None = None
     _scales: dict[str, Array] = field(default_factory=dict)
 
@@ -149,49 +193,146 @@ class _Line:
         if self.options.equalize:
             self._equalize(None)
         with self._clock("prepare"):
-            few = self.spread.kept
-            judged = few[:: max(1, len(few) // self.options.judge_samples)][: self.options.judge_samples]
-            self.judge = Judge(self.graph, judged, threads=self.threads)
-            self.means = self._means(few)
+            self.few = self.spread.kept
+            judged = self.few[:: max(1, len(self.few) // self.options.judge_samples)]
+            self.judge = Judge(self.graph, judged[: self.options.judge_samples], threads=self.threads)
+            self.means = self._means()
         with self._clock("search"):
-            base = RangeOptions(self._methods[0], self.options.percentile, True, self.inputs)
-            self.damage = self._measure_damage(base)
-            self.ranges = self._choose_calibrator((), both=False)
-            raised = self._raise()
-            if self.options.equalize and self._last < self.options.target_db:
-                self._equalize_silus(few, tuple(r.tensor for r in raised))
-            names = tuple(r.tensor for r in raised)
-            final = self._correct_fully(names, few)
-        params = self._params(self.ranges)
+            self._climb()
+        raised = self.raised
         return QuantizeResult(
-            graph=final,
-            plan=make_plan(self.work, self.scheme, raised=names),
-            params=params,
+            graph=self.best.deployed(),
+            plan=self.best.plan,
+            params=dict(self.best.params),
             calibrator=self.ranges.calibrator,
             raised=raised,
             findings=find_clashes(
                 self.graph,
                 self.first_plan,
                 first.histograms,
-                params,
+                dict(self.best.params),
                 self._actions(raised),
                 self.judge.largest,
             ),
             db=self._last,
             rungs=tuple(self.rungs),
+            ladder=tuple(self.ladder),
             seconds=self.seconds,
+            quantization=self.best,
         )
 
-    def _correct_fully(self, raised: tuple[str, ...], few: Sequence[Mapping[str, Array]]) -> Graph:
+    def _climb(self) -> None:
+        """From rung to rung until the outputs are good enough."""
+        base = RangeOptions(self._methods[0], self.options.percentile, True, self.inputs)
+        with self._rung("plain") as rung:
+            self.damage = self._measure_damage(base)
+            self.ranges = self._choose_calibrator((), both=False)
+            self.best = self._correct_fully(())
+            rung.text = f"calibrated by {self.ranges.calibrator.value}"
+        if self.options.equalize and self._last < self.options.target_db and self._gated():
+            with self._rung("equalize") as rung:
+                done = self._equalize_silus(())
+                rung.text = f"equalized behind {len(done)} SiLUs"
+                if done:
+                    self.best = self._correct_fully(())
+        self.plain_db = self._last
+        if self._last < self.options.target_db and self.options.reconstruct_seconds > 0:
+            with self._rung("reconstruct") as rung:
+                rung.text = self._reconstruct()
+        if self._last < self.options.target_db and self._limit > 0:
+            with self._rung("mixed") as rung:
+                self._mix()
+                rung.text = f"{len(self.raised)} tensors raised to {self.scheme.raised.value}"
+
+    def _reconstruct(self) -> str:
+        """Rung 3; what came of it. Better outputs on the judged samples are kept, others not."""
+        from edgekit.quantize.reconstruct.options import ReconstructOptions
+        from edgekit.quantize.reconstruct.run import reconstruct
+
+        start, before = self.best, self._last
+        options = ReconstructOptions(
+            seconds=self.options.reconstruct_seconds, threads=self.threads or cores()
+        )
+
+        learn = partial(
+            reconstruct,
+            *(start.work, start.plan, start.params, self.scheme, start.scales, self.feeds, options),
+            teacher=self.work,
+            progress=self.progress,
+            status=self.status,
+            checkpoint=self.checkpoint,
+        )
+        try:
+            found = learn()
+        except UsageError:
+            if self.checkpoint is None or not self.checkpoint.exists():
+                raise
+            self.checkpoint.unlink()  # of a run with other options
+            found = learn()
+        learned = Quantization(found.graph, start.plan, found.params, self.scheme, found.scales)
+        learned = learned.with_codes(found.codes)
+        db = self.judge.score(learned.deployed()).db
+        count = sum(block.noise_after < block.noise_before for block in found.blocks)
+        text = f"{count} of {len(found.blocks)} blocks learned"
+        self._note(f"reconstructed, {text}", db)
+        if db < before:
+            self._note("without it", before)
+            return f"{text}, which made the outputs no better: left out"
+        self.best = self.learned = learned
+        return text
+
+    def _mix(self) -> None:
+        """Rung 4: on top of what was learned, and without it where that is not good enough. What was learned
+        for 8 bits makes up for tensors that have more of them now."""
+        before = self._last
+        if self.learned is not None:
+            self._keep(before, *self._raised_best())
+            if self._last >= self.options.target_db:
+                return
+            before, self.learned = self._last, None
+            self._note("without what was learned", self.plain_db)
+        self._keep(before, *self._raised_best())
+
+    def _raised_best(self) -> tuple[Quantization, tuple[Raised, ...]]:
+        raised = self._raise()
+        names = tuple(r.tensor for r in raised)
+        if self.learned is not None:
+            return self._learned_with(names), raised
+        if self.options.equalize and self._last < self.options.target_db:
+            self._equalize_silus(names)
+        return self._correct_fully(names), raised
+
+    def _keep(self, before: float, found: Quantization, raised: tuple[Raised, ...]) -> None:
+        """Take what was found if it is better than what there was."""
+        if self._last > before:
+            self.best, self.raised = found, raised
+        else:
+            self._note("what there was is better", before)
+
+    def _learned_with(self, raised: tuple[str, ...]) -> Quantization:
+        """What was learned with 8 bits, where some tensors have more: those are as they were seen."""
+        if self.learned is None:
+            raise RuntimeError("nothing was learned")
+        plan = make_plan(self.learned.work, self.scheme, raised=raised)
+        fresh = choose_params(self.work, plan, self.scheme, self.calibration, self.ranges)
+        params = {}
+        for tensor, seen in fresh.items():
+            known = self.learned.params.get(tensor)
+            if known is None or known.format is not seen.format:
+                params[tensor] = seen
+            else:
+                params[tensor] = replace(known, wide=seen.wide)
+        return replace(self.learned, plan=plan, params=params)
+
+    def _correct_fully(self, raised: tuple[str, ...]) -> Quantization:
         """The last step: biases corrected for the activations too, if that measures better."""
         plain = self._build(raised, self.ranges)
         if not self.means:
             return plain
-        plan = make_plan(self.work, self.scheme, raised=raised)
-        found = quantized_means(self.work, plain, plan, few, threads=self.threads)
+        found = quantized_means(self.work, plain.deployed(), plain.plan, self.few, threads=self.threads)
         full = self._build(raised, self.ranges, found)
         before = self._last
-        db = self.judge.score(full).db
+        db = self.judge.score(full.deployed()).db
         self._note("biases corrected for activations", db)
         if db >= before:
             return full
@@ -225,28 +366,30 @@ class _Line:
             self._scales_of, self._scales = self.work, all_weight_scales(self.work, self.scheme)
         return self._scales
 
-    def _means(self, few: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    def _means(self) -> dict[str, Array]:
         if not self.options.correct_biases:
             return {}
         tensors = list(dict.fromkeys(correctable(self.work, self.plan).values()))
-        return channel_means(self.work, tensors, few, threads=self.threads)
+        return channel_means(self.work, tensors, self.few, threads=self.threads)
 
     def _params(self, ranges: RangeOptions) -> dict[str, QParams]:
         return choose_params(self.work, self.plan, self.scheme, self.calibration, ranges)
 
     def _build(
         self, raised: tuple[str, ...], ranges: RangeOptions, found: Mapping[str, Array] | None = None
-    ) -> Graph:
-        """The quantized graph; ``found`` are channel means behind quantized activations, for their biases."""
+    ) -> Quantization:
+        """The quantized form; ``found`` are channel means behind quantized activations, for its biases."""
+        if self.learned is not None:
+            return self._learned_with(raised)
         plan = make_plan(self.work, self.scheme, raised=raised)
         params = choose_params(self.work, plan, self.scheme, self.calibration, ranges)
         work = self.work
         if self.means:
             work = correct_biases(work, plan, self.scheme, self.means, found, self.scales)
-        return insert_qdq(work, plan, params, self.scheme, self.scales)
+        return Quantization(work, plan, params, self.scheme, self.scales)
 
     def _try(self, label: str, raised: tuple[str, ...], ranges: RangeOptions) -> float:
-        db = self.judge.score(self._build(raised, ranges)).db
+        db = self.judge.score(self._build(raised, ranges).deployed()).db
         self._note(label, db)
         return db
 
@@ -289,33 +432,42 @@ class _Line:
         self._note(f"best: {best.calibrator.value}{', tails cut' if best.tails else ''}", db)
         return best
 
-    def _equalize_silus(self, few: Sequence[Mapping[str, Array]], raised: tuple[str, ...]) -> None:
-        gated = {p.tensor for p in find_pairs(self.work) if p.gate is not None} - set(raised)
-        worst = sorted(gated & set(self.damage), key=lambda t: -self.damage[t].noise)
-        for tensor in worst[:SILUS_TRIED]:
+    def _gated(self) -> set[str]:
+        """Outputs of SiLUs that can be equalized."""
+        return {p.tensor for p in find_pairs(self.work) if p.gate is not None} & set(self.damage)
+
+    def _equalize_silus(self, raised: tuple[str, ...]) -> list[str]:
+        """Equalize behind the SiLUs that are drowned most, each only if it helps; those that were."""
+        done = []
+        for tensor in sorted(self._gated() - set(raised), key=lambda t: -self.damage[t].noise)[:SILUS_TRIED]:
             before = (self.work, self.plan, self.calibration, self.means, self.ranges)
             db = self._last
             self._equalize([tensor])
-            self.means = self._means(few)
+            self.means = self._means()
             # The ranges that were measured for it no longer hold.
             chosen = {t: r for t, r in self.ranges.chosen.items() if not t.startswith(tensor)}
             self.ranges = replace(self.ranges, chosen=chosen)
             if self._try(f"equalize '{tensor}'", raised, self.ranges) < db + SILU_GAIN_DB:
                 self.work, self.plan, self.calibration, self.means, self.ranges = before
                 self._note(f"left '{tensor}' alone", db)
+            else:
+                done.append(tensor)
+        return done
+
+    @property
+    def _limit(self) -> int:
+        """Most tensors that may be raised."""
+        return self.scheme.max_raised if self.options.max_raised is None else self.options.max_raised
 
     def _raise(self) -> tuple[Raised, ...]:
-        limit = self.scheme.max_raised if self.options.max_raised is None else self.options.max_raised
-        if self._last >= self.options.target_db or limit == 0:
-            return ()
-
         def try_raised(names: tuple[str, ...]) -> float:
             return self._try(f"raise {', '.join(names) or 'nothing'}", names, self.ranges)
 
         target = self.options.target_db
-        chosen = most_useful(self.damage, try_raised, target_db=target, limit=limit)
-        # With the worst tensors out of the way another calibrator may be best.
-        self.ranges = self._choose_calibrator(chosen)
+        chosen = most_useful(self.damage, try_raised, target_db=target, limit=self._limit)
+        if self.learned is None:
+            # With the worst tensors out of the way another calibrator may be best.
+            self.ranges = self._choose_calibrator(chosen)
         raised = only_needed(
             self.work,
             chosen,
@@ -340,6 +492,21 @@ class _Line:
 
     def _clock(self, part: str) -> _Clock:
         return _Clock(self.seconds, part)
+
+    @contextmanager
+    def _rung(self, name: str) -> Iterator[_Text]:
+        """Measures a rung and says how it ended."""
+        start, text = time.perf_counter(), _Text()
+        yield text
+        seconds = time.perf_counter() - start
+        self.ladder.append(Rung(name, self._last, seconds, text.text))
+        if self.status is not None:
+            self.status(f"{name}: {self._last:.1f} dB in {seconds:.0f} s, {text.text}")
+
+
+@dataclass
+class _Text:
+    text: str = ""
 
 
 class Spread:

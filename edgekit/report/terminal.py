@@ -10,6 +10,7 @@ from edgekit.report.compression import compression
 from edgekit.report.compression_text import stage_lines, step_lines
 from edgekit.report.findings import sort_findings
 from edgekit.report.numbers import DASH, Figure, items, table
+from edgekit.report.quantizer import ladder_lines
 from edgekit.report.stages import stages
 from edgekit.report.summary import Row, Verdict, budget_lines, primary_metric, rows, title, verdicts
 from edgekit.report.text import Paint, clean, listed, painter, wrapped
@@ -95,6 +96,7 @@ def quantization_lines(
 ) -> Iterator[str]:
     """Range clashes and tensors in a wider format, the first of each; ``rest`` says where the others are."""
     paint = painter(colour=colour)
+    yield from ladder_lines(quantization, paint, width)
     findings = sort_findings(quantization)
     if findings.count:
         yield from ("", paint(f"{findings.count} range clash{'' if findings.count == 1 else 'es'}", "bold"))

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edgekit.report import unit
+from edgekit.report import quantizer, unit
 from edgekit.report.charts import Bar, LatencyChart, latency_chart, layer_bars, sqnr_tone
 from edgekit.report.compression import Compression, compression
 from edgekit.report.findings import sort_findings
@@ -22,7 +22,6 @@ from edgekit.report.numbers import (
     figure,
     finite,
     items,
-    signed,
     table,
     with_unit,
 )
@@ -65,17 +64,6 @@ class Finding:
     text: str
     action: str
     ratio: str
-
-
-@dataclass(frozen=True)
-class Raised:
-    """Tensors kept in a wider format for one and the same reason."""
-
-    tensor: str
-    op: str
-    format: str
-    reason: str
-    gain: str
 
 
 @dataclass(frozen=True)
@@ -134,7 +122,8 @@ class TargetView:
     worst: list[Layer]
     layers: list[Layer]
     layers_note: str
-    raised: list[Raised]
+    raised: list[quantizer.Raised]
+    ladder: list[quantizer.Rung]
     quantization_note: str
     segments: list[Segment]
     ops: list[tuple[str, int]]
@@ -216,7 +205,8 @@ def _target(target: dict[str, Any], folder: Path) -> TargetView:
         worst=[_layer(entry) for entry in _by_sqnr(layers)[:_WORST_LAYERS]],
         layers=[_layer(entry) for entry in layers],
         layers_note=_layers_note(parity),
-        raised=[_raised(entry) for entry in items(quantization.get("raised"))],
+        raised=quantizer.raised(quantization),
+        ladder=quantizer.ladder(quantization),
         quantization_note=_quantization_note(quantization),
         segments=_segments(placement),
         ops=sorted(_ops(placement), key=lambda pair: (-pair[1], pair[0])),
@@ -273,17 +263,6 @@ def _layer(entry: dict[str, Any]) -> Layer:
         max_steps=DASH if steps is None else f"{steps:.0f}",
         share=100.0 if sqnr_db is None else max(0.0, min(sqnr_db / 60, 1.0)) * 100,
         tone="exact" if sqnr_db is None else sqnr_tone(sqnr_db),
-    )
-
-
-def _raised(entry: dict[str, Any]) -> Raised:
-    gain_db = finite(entry.get("gain_db"))
-    return Raised(
-        tensor=_text(entry.get("tensor")),
-        op=_text(entry.get("op")),
-        format=_text(entry.get("format")),
-        reason=_text(entry.get("reason")),
-        gain=DASH if gain_db is None else f"{signed(gain_db, 1)} dB",
     )
 
 

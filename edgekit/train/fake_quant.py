@@ -27,38 +27,14 @@ from edgekit.errors import ModelError
 from edgekit.graph import Graph, array
 from edgekit.passes.edit import Names, add_constant, set_constant, static_shape
 from edgekit.quantize.histogram import Array
-from edgekit.quantize.plan import MAC_OPS, Plan, absorbed_activation, moved_inputs, name
-from edgekit.quantize.qdq import all_weight_scales, insert_qdq
-from edgekit.quantize.qparams import QParams
+from edgekit.quantize.plan import MAC_OPS, absorbed_activation, moved_inputs, name
+from edgekit.quantize.qdq import all_weight_scales
+from edgekit.quantize.quantization import Quantization
 from edgekit.quantize.ranges import fixed_ranges
-from edgekit.quantize.scheme import Scheme
 from edgekit.train.roles import Role, roles
 
 #: Ops that state the end of their own range: a larger scale would let values through that they cut off.
 _BOUNDED = frozenset({"Clip"})
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """A float graph and everything that its quantized form is made of.
-
-    Attributes:
-        work: The float graph, with its biases as they were quantized.
-        plan: What is quantized.
-        params: Parameters of every tensor in ``plan.tensors``.
-        scheme: The target's number formats.
-        scales: Scales of the weights by node name.
-    """
-
-    work: Graph
-    plan: Plan
-    params: Mapping[str, QParams]
-    scheme: Scheme
-    scales: Mapping[str, Array]
-
-    def deployed(self) -> Graph:
-        """The QDQ graph."""
-        return insert_qdq(self.work, self.plan, self.params, self.scheme, self.scales)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from edgekit.passes.edit import set_constant
 from edgekit.quantize.histogram import Array
 from edgekit.quantize.plan import Plan
 from edgekit.quantize.qparams import QParams
+from edgekit.quantize.quantization import Quantization
 from edgekit.quantize.scheme import Scheme
 from edgekit.train.distill import DistillResult, Run
 from edgekit.train.executor import Executor
-from edgekit.train.fake_quant import Quantization, Trainable, make_trainable
+from edgekit.train.fake_quant import Trainable, make_trainable
 from edgekit.train.loop import EpochStats, Progress, Status
 from edgekit.train.match import OutputKind
 from edgekit.train.options import DistillOptions, Preset

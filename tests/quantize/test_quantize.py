@@ -231,7 +231,7 @@ def test_progress_and_status_are_told(build: Build, samples: MakeSamples, scheme
         status=lines.append,
     )
     assert counts[:5] == [(i + 1, 5) for i in range(5)]
-    assert len(lines) == len(result.rungs)
+    assert len(lines) == len(result.rungs) + len(result.ladder)
     assert lines[0] == f"{result.rungs[0][0]}: {result.rungs[0][1]:.1f} dB"
 
 

@@ -354,3 +354,16 @@ def test_the_tooltip_of_an_estimate_counts_cycles_in_cycles(npu: dict[str, Any],
     (title,) = {t for t in titles if "Vela's estimate" in t}
     assert "617" in title
     assert not re.search(r"(617|500)[0-9,]* ms", title), title
+
+
+def test_the_ladder_is_shown_where_more_than_its_first_rung_was_climbed(npu: dict[str, Any]) -> None:
+    first = {"name": "plain", "db": 4.6, "seconds": 12.4, "text": "calibrated by mse"}
+    second = {"name": "reconstruct", "db": 9.25, "seconds": 240.0, "text": "31 of 40 blocks learned"}
+    quantization = npu["targets"][0].setdefault("quantization", {})
+    quantization["ladder"] = [first]
+    assert "How int8 was found" not in summary(npu)
+    quantization["ladder"] = [first, second]
+    text = summary(npu)
+    assert "- plain: 4.6 dB in 12 s, calibrated by mse" in text
+    assert "- reconstruct: 9.2 dB in 240 s, 31 of 40 blocks learned" in text
+    assert "31 of 40 blocks learned" in render(npu, Path())

@@ -15,9 +15,9 @@ from edgekit.quantize.calibrators import Calibrator
 from edgekit.quantize.observe import observe
 from edgekit.quantize.plan import make_plan
 from edgekit.quantize.qdq import all_weight_scales
+from edgekit.quantize.quantization import Quantization
 from edgekit.quantize.ranges import RangeOptions, choose_params, unknown_ranges
 from edgekit.quantize.scheme import Format, OpRule, Scheme
-from edgekit.train.fake_quant import Quantization
 
 Array = np.ndarray[Any, Any]
 

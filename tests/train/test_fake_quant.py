@@ -12,10 +12,11 @@ import torch
 
 from edgekit.errors import ModelError
 from edgekit.graph import Graph, array
+from edgekit.quantize.quantization import Quantization
 from edgekit.quantize.scheme import Format, Scheme
 from edgekit.session import open_runner
 from edgekit.train.executor import Executor
-from edgekit.train.fake_quant import Quantization, Trainable, learnable_groups, make_trainable
+from edgekit.train.fake_quant import Trainable, learnable_groups, make_trainable
 
 Array = np.ndarray[Any, Any]
 Build = Callable[..., Graph]

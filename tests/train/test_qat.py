@@ -15,10 +15,10 @@ from edgekit.data.preprocess import Preprocess
 from edgekit.data.samples import Samples, open_samples
 from edgekit.errors import DataError, ModelError, UsageError
 from edgekit.graph import Graph, array
+from edgekit.quantize.quantization import Quantization
 from edgekit.quantize.scheme import Scheme
 from edgekit.session import open_runner
 from edgekit.train.augment import NONE
-from edgekit.train.fake_quant import Quantization
 from edgekit.train.match import Match
 from edgekit.train.options import DistillOptions
 from edgekit.train.qat import QatOptions, QatResult, qat

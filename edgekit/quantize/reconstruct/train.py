@@ -195,7 +195,8 @@ class _Trainer:
         while True:
             done = made / options.iterations
             if seconds is not None:
-                done = max(done, (time.perf_counter() - start) / seconds)
+                # A share can be used up before the block's turn comes.
+                done = max(done, (time.perf_counter() - start) / max(seconds, 1e-9))
             if done >= 1:
                 break
             # Roundings must still be able to move when the pressure on them is highest.
