@@ -482,6 +482,69 @@ def inspect(
     )
 
 
+def debug(
+    what: str | Path,
+    data: Any,
+    target: str | None = None,
+    *,
+    float_model: str | Path | None = None,
+    against: Any = None,
+    preprocess: PreprocessLike = None,
+    input_shapes: Shapes | None = None,
+    limit: int | None = None,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Explain what an int8 network loses, and where; with ``out``, repair it and write it there.
+
+    Args:
+        what: Float model, QDQ ``.onnx`` file, or a bundle's folder.
+        data: Samples: image folder, ``.npz`` file, callable or its name.
+        target: Whose number formats are used; the bundle's, or ``ort-cpu``, by default.
+        float_model: The float model that a QDQ file was made from.
+        against: Samples like those that are evaluated.
+        preprocess: How images become inputs; the bundle's, else RGB / 255, letterboxed, by default.
+        input_shapes: Shapes of inputs that a float model leaves open.
+        limit: Most samples; 64 by default.
+        out: File or folder for the repaired QDQ graph.
+        reporter: Tells how far it is.
+
+    Returns:
+        JSON-ready: ``summary``, ``findings`` (worst first), ``layers``, ``db`` …, and ``fix``.
+
+    Raises:
+        InputError: The network, the samples or the options cannot be used.
+    """
+    from edgekit.bundle import check_file_out
+    from edgekit.explain.case import open_case
+    from edgekit.explain.run import out_file
+    from edgekit.explain.run import run as explain
+    from edgekit.pipeline.job import read_preprocess
+    from edgekit.pipeline.state import plain
+    from edgekit.registry import load_target
+
+    path = out_file(Path(out)) if out is not None else None
+    if path is not None:
+        check_file_out(path)
+    case = open_case(
+        str(what),
+        data,
+        load_target,
+        target=target,
+        float_model=None if float_model is None else str(float_model),
+        against=against,
+        preprocess=None if preprocess is None else read_preprocess(preprocess, "given")[0],
+        input_shapes=input_shapes,
+        limit=limit,
+    )
+    found = explain(case, fix=path is not None, reporter=reporter)
+    content = found.to_json()
+    if path is not None and found.repair is not None:
+        found.repair.graph.save(path)
+        content["fix"]["out"] = str(path)
+    return dict(plain(content))
+
+
 def _plan(given: PruningPlan | str | Path | None) -> PruningPlan | None:
     from edgekit.prune.plan import PruningPlan
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import ArtifactEntry, TensorEntry
-from edgekit.errors import ModelError
 
 if TYPE_CHECKING:
     from edgekit.passes.quantized_ends import End
@@ -21,16 +20,13 @@ def describe_artifact(path: Path, layout: str = "auto") -> ArtifactEntry:
     """
     if path.suffix == ".tflite":
         return _describe_tflite(path, layout)
-    import onnx
     import onnx_ir as ir
 
+    from edgekit.artifacts import read_onnx
     from edgekit.graph import Graph
     from edgekit.passes.quantized_ends import read_ends
 
-    try:
-        graph = Graph(ir.from_proto(onnx.load(path)))
-    except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-        raise ModelError(f"cannot be read as ONNX: {error}", where=str(path)) from error
+    graph = Graph(ir.from_proto(read_onnx(path, weights=True)))
     ends = read_ends(graph.model.metadata_props, where=str(path))
     coded = {} if ends is None else ends.coded
     return ArtifactEntry(

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekit import artifacts
-from edgekit.artifacts import open_artifact, write_artifact
+from edgekit.artifacts import open_artifact, read_onnx, write_artifact
 from edgekit.errors import ModelError, OutputError, UsageError
 from edgekit.graph import Graph
 
@@ -54,3 +54,14 @@ def test_threads_are_no_more_than_this_machine_has_cores(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"gone\.onnx: there is no such file"):
         open_artifact(tmp_path / "gone.onnx", 1, optimize=True)
+
+
+def test_an_onnx_file_is_read_or_the_error_names_it(tmp_path: Path) -> None:
+    path = write_artifact(_graph(), "float", tmp_path).path
+    assert [node.op_type for node in read_onnx(path).graph.node] == ["Abs"]
+    for content, reason in ((b"no protobuf \xff\xff", ""), (b"", "it has no outputs")):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=rf"float\.onnx: cannot be read as ONNX: .*{reason}"):
+            read_onnx(path)
+    with pytest.raises(ModelError, match=r"gone\.onnx: there is no such file"):
+        read_onnx(tmp_path / "gone.onnx")

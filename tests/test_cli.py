@@ -243,5 +243,6 @@ def test_input_shapes_are_read() -> None:
 def test_defaults_named_in_the_help_are_the_quantizers(capsys: Capture) -> None:
     assert main(["quantize", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"above 8 bits; {Options().target_db:g} by default" in text
+    assert f"costlier ways are tried; {Options().target_db:g} by default" in text
+    assert f"{Options().reconstruct_seconds:g} by default, 0 never does it" in text
     assert f"keeps; {Options().percentile:g} by default" in text

@@ -252,11 +252,7 @@ def _float_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:
         "",
         f"{len(nodes)} nodes stay in float on {target}" if nodes else f"All of it is integer on {target}",
     )
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for node in nodes:
-        grouped.setdefault((node["op"], node["reason"]), []).append(node["node"])
-    for (op, reason), names in sorted(grouped.items(), key=lambda item: -len(item[1])):
-        yield f"- {len(names)} x {op}: {reason} ({_some(names)})"
+    yield from _grouped_lines(nodes)
 
 
 def _leaving_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:
@@ -266,9 +262,14 @@ def _leaving_lines(target: str, nodes: list[dict[str, str]]) -> Iterator[str]:
         yield f"Nothing leaves the NPU on {target}"
         return
     yield f"{len(nodes)} node{' leaves' if len(nodes) == 1 else 's leave'} the NPU on {target}"
+    yield from _grouped_lines(nodes)
+
+
+def _grouped_lines(nodes: list[dict[str, str]]) -> Iterator[str]:
+    """Nodes with one operator, one reason and one remedy on one line, the most of them first."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for node in nodes:
-        grouped.setdefault((node["op"], node["reason"], node["remedy"]), []).append(node["node"])
+        grouped.setdefault((node["op"], node["reason"], node.get("remedy", "")), []).append(node["node"])
     for (op, reason, remedy), names in sorted(grouped.items(), key=lambda item: -len(item[1])):
         yield f"- {len(names)} x {op}: {reason} ({_some(names)})"
         if remedy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -102,7 +102,7 @@ def export(
     input_shape: InputShapes = None,
     limit: Limit = None,
     io: Annotated[
-        str | None,
+        Literal["quantized", "float"] | None,
         typer.Option("--io", metavar="IO", help="What int8 files take and return: quantized or float."),
     ] = None,
     calibrator: CalibratorName = None,
@@ -122,8 +122,6 @@ def export(
     """
     from edgekit import api
 
-    if io not in (None, "quantized", "float"):
-        raise UsageError(f"'{io}'", where="--io", valid=("quantized", "float"))
     shell.on_interrupt = _RESUME
     with shell.reporter() as reporter:
         outcome = api.export(
@@ -135,7 +133,7 @@ def export(
             preprocess=preprocess,
             input_shapes=read_shapes(input_shape),
             limit=limit,
-            io="float" if io == "float" else "quantized" if io == "quantized" else None,
+            io=io,
             runs=runs,
             fresh=fresh,
             command=shell.command,

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.child import Progress
 from edgekit.errors import ModelError, ToolError, UsageError
 from edgekit.measure.latency_worker import Job
 from edgekit.measure.machine import core_ids, cpu_features, cpu_name
 from edgekit.measure.result import Measurement, Method
-from edgekit.measure.worker import Progress, run_worker
+from edgekit.measure.worker import run_worker
 
 if TYPE_CHECKING:
     from edgekit.session import Arrays

@@ -1,8 +1,7 @@
 """The process in which latency and memory are measured: ``python -m edgekit.measure.latency_worker``.
 
-A job (:class:`Job` as JSON) comes in on stdin. JSON lines go out on stdout: ``{"progress": [done, total]}``
-any number of times, then one ``{"result": …}`` or ``{"error": …}``. Everything else, what native libraries
-print included, goes to stderr. Use :func:`edgekit.measure.latency.measure_latency` rather than this module.
+A job is a :class:`Job` as JSON; see :mod:`edgekit.worker` for the answers. Use
+:func:`edgekit.measure.latency.measure_latency` rather than this module.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.worker import Emit, serve
+
 if TYPE_CHECKING:
     import numpy as np
 
 Feeds = Mapping[str, "np.ndarray[Any, Any]"]
 #: Runs a loaded model once.
 Call = Callable[[], object]
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -63,26 +63,15 @@ class Job:
         return json.dumps(asdict(self))
 
 
-def main() -> int:
-    # Native libraries print to file descriptor 1; from here on that is stderr, and the answers keep the real
-    # stdout.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+def main() -> None:
+    serve(_do)
 
-    def emit(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
 
-    job = Job(**json.loads(sys.stdin.read()))
+def _do(values: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    job = Job(**values)
     pinned = _pin(job.cores)
-    try:
-        result = measure_memory(job) if job.kind == "memory" else measure_blocks(job, emit)
-    except Exception as error:  # the process is the boundary: whatever went wrong, the caller gets it as text
-        emit({"error": f"{type(error).__name__}: {error}"})
-        return 1
-    emit({"result": {**result, "pinned": pinned}})
-    return 0
+    result = measure_memory(job) if job.kind == "memory" else measure_blocks(job, emit)
+    return {**result, "pinned": pinned}
 
 
 def measure_blocks(job: Job, emit: Emit) -> dict[str, Any]:
@@ -274,4 +263,4 @@ def _resident(field_name: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -6,6 +6,7 @@ Celu(x, a)           = a Elu(x / a)                            (Barron 2017, arX
 Selu(x, a, g)        = g Elu(x, a)                             (Klambauer et al. 2017, arXiv:1706.02515)
 ThresholdedRelu(x, a) = Where(x > a, x, 0)
 PRelu(x, s)          = Relu(x) + s Clip(x, max = 0)            (He et al. 2015, arXiv:1502.01852)
+Reciprocal(x)        = 1 / x
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def decompose_activations(graph: Graph, ops: Collection[str]) -> Graph:
 
     Args:
         graph: The graph.
-        ops: Which of Mish, Softsign, Celu, Selu, ThresholdedRelu and PRelu. A PRelu with one slope for all
-            channels stays, as a LeakyRelu would.
+        ops: Which of Mish, Softsign, Celu, Selu, ThresholdedRelu, PRelu and Reciprocal. A PRelu with one slope
+            for all channels stays, as a LeakyRelu would.
 
     Raises:
         UsageError: There is no other form of an operator.
@@ -90,6 +91,10 @@ def _prelu(build: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     return build.node("Add", "both", build.node("Relu", "above", x), leak)
 
 
+def _reciprocal(build: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
+    return build.node("Div", "quotient", build.constant("one", 1), x)
+
+
 _FORMS: dict[str, Callable[[Builder, ir.Node, ir.Value], ir.Value]] = {
     "Mish": _mish,
     "Softsign": _softsign,
@@ -97,4 +102,5 @@ _FORMS: dict[str, Callable[[Builder, ir.Node, ir.Value], ir.Value]] = {
     "Selu": _selu,
     "ThresholdedRelu": _thresholded_relu,
     "PRelu": _prelu,
+    "Reciprocal": _reciprocal,
 }

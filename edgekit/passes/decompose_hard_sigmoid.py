@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgekit.graph import Change, Graph
+from edgekit.graph import Graph
 from edgekit.passes.edit import float_attribute
-from edgekit.passes.subgraph import Builder, Rewriter
+from edgekit.passes.rewrite import given, rewrite_nodes
+from edgekit.passes.subgraph import Builder
 
 
 def decompose_hard_sigmoid(graph: Graph) -> Graph:
     """Replace every HardSigmoid; its output keeps its name."""
-    result = graph.copy()
-    rewriter = Rewriter(result.model)
-    done: list[str] = []
-    for node in [n for n in result.model.graph if n.op_type == "HardSigmoid" and not n.domain]:
-        x, output = node.inputs[0], node.outputs[0]
-        if x is None:
-            raise ValueError(f"{node.name} has no input")
-        done.append(str(output.name))
-        build = rewriter.before(node, str(output.name))
-        alpha, beta = float_attribute(node, "alpha", 0.2), float_attribute(node, "beta", 0.5)
-        build.take(output, _sixth(build, x) if _is_sixth(alpha, beta) else _general(build, x, alpha, beta))
-    summary = f"wrote {len(done)} HardSigmoids as sums, bounds and products"
-    return result.with_change(Change("decompose_hard_sigmoid", summary, details={"decomposed": done}))
+    words = "wrote {} HardSigmoids as sums, bounds and products"
+    return rewrite_nodes(graph, "decompose_hard_sigmoid", words, ("HardSigmoid",), lambda _: "", _rewrite)
+
+
+def _rewrite(build: Builder, node: ir.Node) -> None:
+    x = given(node, 0)
+    alpha, beta = float_attribute(node, "alpha", 0.2), float_attribute(node, "beta", 0.5)
+    result = _sixth(build, x) if _is_sixth(alpha, beta) else _general(build, x, alpha, beta)
+    build.take(node.outputs[0], result)
 
 
 def _is_sixth(alpha: float, beta: float) -> bool:

@@ -46,9 +46,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UsageError
-from edgekit.graph import Change, Graph, Refusal, array
+from edgekit.graph import Graph, array
 from edgekit.passes.edit import float_attribute, int_attribute, is_constant, static_shape
-from edgekit.passes.subgraph import Builder, Rewriter
+from edgekit.passes.rewrite import rewrite_nodes
+from edgekit.passes.subgraph import Builder
 
 
 class Squares(StrEnum):
@@ -84,7 +85,7 @@ def decompose(
     words: str,
     squares: Squares,
     obstacle: Callable[[ir.Node], str],
-    rewrite: Callable[[Rewriter, ir.Node, Squares], None],
+    rewrite: Callable[[Builder, ir.Node, Squares], None],
     module: str,
 ) -> Graph:
     """Replace every node of some operators, or say why it has to stay.
@@ -103,21 +104,15 @@ def decompose(
     """
     if squares not in list(Squares):
         raise UsageError(f"no way to compute squares called '{squares}'", valid=list(Squares))
-    result = graph.copy()
-    rewriter = Rewriter(result.model)
-    done: list[str] = []
-    refused: list[Refusal] = []
-    for node in [n for n in result.model.graph if n.op_type in ops and not n.domain]:
-        reason = obstacle(node)
-        if reason:
-            refused.append(Refusal(str(node.name), reason))
-            continue
-        done.append(str(node.outputs[0].name))
-        rewrite(rewriter, node, squares)
-    summary = f"wrote {len(done)} {words} as products, means and roots"
-    details = {"decomposed": done, "squares": str(squares)}
-    change = Change(module.rpartition(".")[2], summary, tuple(refused), details)
-    return result.with_change(change)
+    return rewrite_nodes(
+        graph,
+        module.rpartition(".")[2],
+        f"wrote {{}} {words} as products, means and roots",
+        ops,
+        obstacle,
+        lambda build, node: rewrite(build, node, squares),
+        squares=str(squares),
+    )
 
 
 def _obstacle(node: ir.Node) -> str:
@@ -129,14 +124,13 @@ def _obstacle(node: ir.Node) -> str:
     return ""
 
 
-def _rewrite(rewriter: Rewriter, node: ir.Node, squares: Squares) -> None:
+def _rewrite(build: Builder, node: ir.Node, squares: Squares) -> None:
     x, gamma = node.inputs[0], node.inputs[1]
     beta = node.inputs[2] if len(node.inputs) > 2 else None
     shape = static_shape(x)
     if x is None or gamma is None or shape is None:
         raise ValueError(f"{node.name} lacks an input")
     first = int_attribute(node, "axis", -1) % len(shape)
-    build = rewriter.before(node, str(node.outputs[0].name))
     standard = Standardize(build, x, tuple(range(first, len(shape))), float_attribute(node, "epsilon", 1e-5))
     # The inverse deviation itself is only there in the first form.
     dot = squares is Squares.DOT and not _used(node, 2)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from edgekit.graph import Graph, array
 from edgekit.passes.decompose_layernorm import Squares, Standardize, decompose, scale, shift
 from edgekit.passes.edit import float_attribute, int_attribute, is_constant, static_shape
-from edgekit.passes.subgraph import Builder, Rewriter
+from edgekit.passes.subgraph import Builder
 
 _NORMS = ("InstanceNormalization", "GroupNormalization")
 
@@ -51,11 +51,11 @@ def _obstacle(node: ir.Node) -> str:
     return ""
 
 
-def _rewrite(rewriter: Rewriter, node: ir.Node, squares: Squares) -> None:
+def _rewrite(build: Builder, node: ir.Node, squares: Squares) -> None:
     x, shape = node.inputs[0], static_shape(node.inputs[0])
     if x is None or shape is None:
         raise ValueError(f"{node.name} has no input")
-    build = rewriter.before(node, str(node.outputs[0].name))
+    graph = node.graph
     rows: tuple[int, ...] = shape
     if node.op_type == "GroupNormalization":
         groups = int_attribute(node, "num_groups", 1)
@@ -71,8 +71,8 @@ def _rewrite(rewriter: Rewriter, node: ir.Node, squares: Squares) -> None:
     y = scale(build, y, gamma, math.sqrt(math.prod(rows[2:])) if dot else 1.0)
     build.take(node.outputs[0], shift(build, y, beta))
     for parameter in (gamma, beta):
-        if not parameter.uses():
-            rewriter.graph.initializers.pop(str(parameter.name))
+        if graph is not None and not parameter.uses():
+            graph.initializers.pop(str(parameter.name))
 
 
 def _parameter(build: Builder, node: ir.Node, index: int, shape: tuple[int, ...]) -> ir.Value:

@@ -21,6 +21,7 @@ def rewrite_nodes(
     ops: Collection[str],
     judge: Callable[[ir.Node], Verdict],
     rewrite: Callable[[Builder, ir.Node], None],
+    **details: str,
 ) -> Graph:
     """Replace every node of some operators, or say why it has to stay.
 
@@ -31,6 +32,7 @@ def rewrite_nodes(
         ops: Operators of the standard domain.
         judge: Whether to rewrite a node.
         rewrite: Puts other nodes in the place of one; the builder names them after its first output.
+        details: What else the history keeps.
     """
     result = graph.copy()
     rewriter = Rewriter(result.model)
@@ -47,8 +49,10 @@ def rewrite_nodes(
             continue
         done[node.op_type] += 1
         rewrite(rewriter.before(node, str(node.outputs[0].name)), node)
-    details = {"rewritten": dict(done)}
-    return result.with_change(Change(pass_name, words.format(done.total()), tuple(refused), details))
+    change = Change(
+        pass_name, words.format(done.total()), tuple(refused), {"rewritten": dict(done), **details}
+    )
+    return result.with_change(change)
 
 
 def given(node: ir.Node, index: int) -> ir.Value:

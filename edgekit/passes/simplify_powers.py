@@ -14,29 +14,22 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.graph import Change, Graph, Refusal, array
+from edgekit.graph import Graph, array
 from edgekit.passes.edit import is_constant, static_shape
-from edgekit.passes.subgraph import Builder, Rewriter, maker, scalar
+from edgekit.passes.rewrite import given, rewrite_nodes
+from edgekit.passes.subgraph import Builder, maker, scalar
 
 _POWERS = (2.0, 3.0, 0.5, -0.5, -1.0)
 
 
 def simplify_powers(graph: Graph) -> Graph:
     """Replace every Pow and Div that has such a form; the others are named with the reason."""
-    result = graph.copy()
-    rewriter = Rewriter(result.model)
-    done: dict[str, int] = {}
-    refused: list[Refusal] = []
-    for node in [n for n in result.model.graph if not n.domain and n.op_type in ("Pow", "Div")]:
-        reason = _obstacle(node)
-        if reason:
-            refused.append(Refusal(str(node.name), reason))
-            continue
-        build = rewriter.before(node, str(node.outputs[0].name))
-        build.take(node.outputs[0], (_power if node.op_type == "Pow" else _quotient)(build, node))
-        done[node.op_type] = done.get(node.op_type, 0) + 1
-    summary = f"wrote {done.get('Pow', 0)} powers and {done.get('Div', 0)} divisions as products and roots"
-    return result.with_change(Change("simplify_powers", summary, tuple(refused), {"replaced": done}))
+    words = "wrote {} powers and divisions as products and roots"
+    return rewrite_nodes(graph, "simplify_powers", words, ("Pow", "Div"), _obstacle, _rewrite)
+
+
+def _rewrite(build: Builder, node: ir.Node) -> None:
+    build.take(node.outputs[0], (_power if node.op_type == "Pow" else _quotient)(build, node))
 
 
 def _obstacle(node: ir.Node) -> str:
@@ -59,9 +52,7 @@ def _obstacle(node: ir.Node) -> str:
 
 
 def _power(build: Builder, node: ir.Node) -> ir.Value:
-    x, exponent = node.inputs[0], scalar(node.inputs[1])
-    if x is None:
-        raise ValueError(f"{node.name} has no input")
+    x, exponent = given(node, 0), scalar(node.inputs[1])
     if exponent in (2.0, 3.0):
         square = build.node("Mul", "squared", x, x)
         return square if exponent == 2.0 else build.node("Mul", "cubed", x, square)
@@ -70,9 +61,7 @@ def _power(build: Builder, node: ir.Node) -> ir.Value:
 
 
 def _quotient(build: Builder, node: ir.Node) -> ir.Value:
-    x, divisor = node.inputs
-    if x is None or divisor is None:
-        raise ValueError(f"{node.name} lacks an input")
+    x, divisor = given(node, 0), given(node, 1)
     held = array(divisor) if is_constant(divisor) else None
     if held is not None:
         factor = build.constant("factor", 1 / held.astype(np.float64))

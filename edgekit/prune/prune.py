@@ -72,8 +72,7 @@ def prune(
 
     Raises:
         UsageError: The share cannot be reached, the target has no cost model for ``latency``, or nothing in
-        the
-            network can be pruned.
+            the network can be pruned.
         DataError: There are no samples.
         ModelError: The pruned graph differs from the masked original.
         ToolError: A latency measurement failed.

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import ModelError
+from edgekit.artifacts import read_onnx
 from edgekit.target import LeftNode, Placement
 from edgekit.tflite.model import DType, Operator, TfliteModel
 from edgekit.tflite.package import NOTES_ENTRY, companion, read_package
@@ -84,14 +84,7 @@ def onnx_nodes(path: Path) -> list[tuple[str, str]]:
     """Name and op of every node of an ONNX file that computes.
 
     Raises:
-        ModelError: The file is missing, no ONNX model, or empty.
+        ModelError: The file is missing or no ONNX model.
     """
-    import onnx
-
-    try:
-        nodes = onnx.load(path, load_external_data=False).graph.node
-    except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
-    if not nodes:
-        raise ModelError("holds no nodes", where=str(path))
+    nodes = read_onnx(path).graph.node
     return [(node.name or node.output[0], node.op_type) for node in nodes if node.op_type != "Constant"]

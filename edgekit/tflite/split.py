@@ -20,10 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import Graph, TensorSpec, array
-from edgekit.parts import Parts, before_codes, behind_codes, divide, float_rule
+from edgekit.parts import Parts, before_codes, behind_codes, divide, float_rule, is_op, quantizer
 from edgekit.quantize.plan import MAC_OPS
 from edgekit.tflite.lower.refuse import RefusedError, RefusedNode, RefusedNodesError
-from edgekit.tflite.lower.view import constant, fusable, is_op, quantization_of, quantizer
+from edgekit.tflite.lower.view import constant, fusable, quantization_of
 from edgekit.tflite.model import Quantization
 
 #: What needs no operator in TFLite, whatever it holds.

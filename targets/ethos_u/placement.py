@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.errors import ModelError
+from edgekit.artifacts import read_onnx
 from edgekit.target import LeftNode, Placement
 
 if TYPE_CHECKING:
@@ -51,15 +52,5 @@ def float_placement(path: Path) -> Placement:
     Raises:
         ModelError: The file is no ONNX model.
     """
-    import onnx
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-        raise ModelError(f"is neither a .tflite nor an ONNX file: {error}", where=str(path)) from error
-    if not graph.node:
-        raise ModelError("is neither a .tflite nor an ONNX file", where=str(path))
-    ops: dict[str, int] = {}
-    for node in graph.node:
-        ops[node.op_type] = ops.get(node.op_type, 0) + 1
-    return Placement(0, len(graph.node), 0, ops)
+    ops = Counter(node.op_type for node in read_onnx(path).graph.node)
+    return Placement(0, ops.total(), 0, dict(ops))

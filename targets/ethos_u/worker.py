@@ -1,34 +1,27 @@
 """The process in which Vela's compiler core runs: native code that crashes on some broken files.
 
-Reads one JSON object a line from stdin: ``arch``, ``system`` and ``options`` as
+A job (see :mod:`edgekit.worker`) has ``arch``, ``system`` and ``options`` as
 :mod:`edgekit.targets.ethos_u.process` makes them, ``model`` (base64) and ``keep`` (whether the compiled
-model is wanted). Answers each with one line on stdout: ``{"result": {…}}`` or ``{"error": "…"}``. What the
-core prints goes to stderr, whole before the answer.
+model is wanted).
 """
 
 from __future__ import annotations
 
 import base64
-import ctypes
-import json
-import os
-import sys
 from typing import Any
+
+from edgekit.worker import Emit, RefusedError, serve
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        try:
-            answer: dict[str, Any] = {"result": _compile(json.loads(line))}
-        except (RuntimeError, ValueError, MemoryError) as error:
-            answer = {"error": str(error)}
-        sys.stdout.flush()
-        # The core prints through C++ streams, which are those of the C library.
-        ctypes.CDLL(None).fflush(None)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    serve(_do)
+
+
+def _do(job: dict[str, Any], _: Emit) -> dict[str, Any]:
+    try:
+        return _compile(job)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise RefusedError(str(error)) from error
 
 
 def _compile(job: dict[str, Any]) -> dict[str, Any]:

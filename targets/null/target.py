@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.artifacts import open_artifact, write_artifact
-from edgekit.errors import ModelError
+from edgekit.artifacts import open_artifact, read_onnx, write_artifact
 from edgekit.graph import Graph
 from edgekit.hardware import Hardware, load_hardware
 from edgekit.quantize.scheme import Scheme
@@ -73,14 +72,7 @@ class NullTarget:
         Raises:
             ModelError: The file is missing or is not an ONNX model.
         """
-        import onnx
-
-        try:
-            nodes = onnx.load(path, load_external_data=False).graph.node
-        except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-            raise ModelError(f"cannot be read: {error}", where=str(path)) from error
-        if not nodes:
-            raise ModelError("holds no nodes", where=str(path))
+        nodes = read_onnx(path).graph.node
         floats = [n for n in nodes if n.op_type not in (*_CONVERSIONS, "Constant")]
         conversions = sum(n.op_type in _CONVERSIONS for n in nodes)
         reason = "the null target computes in float, on the values that the Dequantize nodes give"

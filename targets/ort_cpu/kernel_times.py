@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -20,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from edgekit.worker import Emit, serve
 
 #: Share of the runs that count, the fastest ones: below it lies luck of the clock, above it the neighbours.
 FAST = (0.05, 0.3)
@@ -85,20 +86,15 @@ def fast_mean(times: Sequence[float]) -> float:
     return sum(chosen) / len(chosen)
 
 
-def main() -> int:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    job = Job(**json.loads(sys.stdin.read()))
+def main() -> None:
+    serve(_do)
+
+
+def _do(values: dict[str, Any], _: Emit) -> dict[str, Any]:
+    job = Job(**values)
     if job.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cores)
-    try:
-        result: dict[str, Any] = {"result": {"kernels": _measure(job)}}
-    except Exception as error:  # the process is the boundary: whatever went wrong, the caller gets it as text
-        result = {"error": f"{type(error).__name__}: {error}"}
-    answers.write(json.dumps(result) + "\n")
-    answers.flush()
-    return 0
+    return {"kernels": _measure(job)}
 
 
 def _measure(job: Job) -> list[dict[str, Any]]:
@@ -179,4 +175,4 @@ def _runs(events: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

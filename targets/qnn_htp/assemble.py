@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.artifacts import read_onnx
 from edgekit.errors import ModelError, UsageError
 from edgekit.files import write_whole
 from edgekit.graph import OPSET, Graph
@@ -99,10 +100,7 @@ def _model(
 def _load(path: Path) -> onnx.ModelProto:
     import onnx
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-        raise ModelError(f"cannot be read as ONNX: {error}", where=str(path)) from error
+    model = read_onnx(path)
     ops = [(n.domain, n.op_type) for n in model.graph.node]
     if ops != [(_DOMAIN, "EPContext")]:
         raise ModelError(

@@ -6,39 +6,25 @@ crashes on some models.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
-import os
-import queue
 import re
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 
-import edgekit
-from edgekit.errors import ToolError
+from edgekit.child import Child, Need
 from edgekit.session import Arrays
 from edgekit.target import LeftNode
 from edgekit.targets.qnn_htp.trace import unplaced
 
 _WORKER = "edgekit.targets.qnn_htp.worker"
-_END = ""
+NEED = Need("onnxruntime_qnn", "onnxruntime-qnn, the compiler and emulator for Qualcomm's HTP,", "qnn")
 #: The Q and DQ at the graph's edge are HTP's too: with "1", the default, they stay on the CPU.
 _OPTIONS = {"enable_htp_fp16_precision": "0", "offload_graph_io_quantization": "0"}
-_TAIL = 8
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: What the libraries print whatever the model is.
 _CHATTER = re.compile(
     r"LIBNATIVE|^\s*$|File mapped weights feature|EPContext encryption config|Removing initializer"
@@ -95,29 +81,15 @@ class Answer:
     log: tuple[str, ...] = ()
 
 
-class QnnProcess:
-    """Does jobs one after another in a process of its own; a context manager.
-
-    The process starts with the first job, and again with the next one after a crash.
+class QnnProcess(Child):
+    """Makes sessions one after another in a process of its own; a context manager.
 
     Args:
         module: The worker; another one in tests.
     """
 
     def __init__(self, module: str = "") -> None:
-        self._module = module or _WORKER
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._log: IO[bytes] | None = None
-        self._end: weakref.finalize[..., QnnProcess] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().__init__(module or _WORKER, "the QNN toolchain", need=NEED, lines=_lines)
 
     def do(self, job: Job, *, timeout_s: float = 300) -> Answer:
         """Make a session and run its feeds.
@@ -126,83 +98,14 @@ class QnnProcess:
             ToolError: The package is not installed, the process crashed, took too long or failed; the message
                 ends with the last lines that it printed.
         """
-        process, log = self._started()
-        began = log.seek(0, os.SEEK_END)
+        self.start()
         with tempfile.TemporaryDirectory(prefix="edgekit-qnn-") as name:
             folder = Path(name)
-            try:
-                line = self._ask(process, _write_job(job, folder), timeout_s)
-            except queue.Empty:
-                said = _tail(log, began)
-                self.close()
-                raise ToolError(
-                    f"the QNN toolchain took longer than {timeout_s:g} s and was ended{said}"
-                ) from None
-            except BaseException:
-                self.close()  # also on Ctrl-C: its answer would be taken for that of the next job
-                raise
-            if line == _END:
-                text = f"the QNN toolchain {_ending(process.wait())}{_tail(log, began)}"
-                self.close()
-                raise ToolError(text)
-            message = _parse(line)
-            left, lines = unplaced(_read(log, began)), _lines(log, began)
-            if "refused" in message:
-                return Answer(str(message["refused"]), left, log=lines)
-            if "result" not in message:
-                raise ToolError(f"the QNN toolchain failed: {message['error']}{_tail(log, began)}")
-            return _read_answer(message["result"], job, folder, left, lines)
-
-    def start(self) -> None:
-        """Start the process now.
-
-        Raises:
-            ToolError: The package is not installed.
-        """
-        self._started()
-
-    def close(self) -> None:
-        """End the process; the next job starts another one."""
-        if self._end is not None:
-            self._end()
-        self._process, self._end, self._log = None, None, None
-
-    def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-        if self._process is not None and self._log is not None and self._process.poll() is None:
-            return self._process, self._log
-        self.close()
-        require()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", self._module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=_environment(),
-        )
-        self._lines = queue.Queue()
-        threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True).start()
-        self._end = weakref.finalize(self, _stop, self._process, self._log)
-        return self._process, self._log
-
-    def _ask(self, process: subprocess.Popen[bytes], job: str, timeout_s: float) -> str:
-        deadline = time.monotonic() + timeout_s
-        # A thread writes: a worker that hangs before it has read all would block this one for ever.
-        threading.Thread(target=_write, args=(process, job), daemon=True).start()
-        return self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-
-
-def require() -> None:
-    """Raise the error that says what to install, where the package is missing.
-
-    Raises:
-        ToolError: ``onnxruntime-qnn`` is not installed.
-    """
-    if importlib.util.find_spec("onnxruntime_qnn") is None:
-        raise ToolError(
-            "onnxruntime-qnn, the compiler and emulator for Qualcomm's HTP, is not installed",
-            hint="pip install 'edgekit[qnn]'",
-        )
+            reply = self.ask(_write_job(job, folder), timeout_s=timeout_s)
+            left, lines = unplaced(reply.printed), _lines(reply.printed)
+            if reply.refused:
+                return Answer(reply.refused, left, log=lines)
+            return _read_answer(reply.result, job, folder, left, lines)
 
 
 def _write_job(job: Job, folder: Path) -> str:
@@ -237,81 +140,14 @@ def _read_answer(
     return Answer("", left, tuple(outputs), float(result["seconds"]), float(result["run_seconds"]), log)
 
 
-def _write(process: subprocess.Popen[bytes], job: str) -> None:
-    if process.stdin is None:
-        raise RuntimeError("the process was started without pipes")
-    try:
-        process.stdin.write(job.encode() + b"\n")
-        process.stdin.flush()
-    except (OSError, ValueError):
-        pass  # it ended before it read its job; the end of its stdout says so
-
-
-def _pump(process: subprocess.Popen[bytes], lines: queue.Queue[str]) -> None:
-    if process.stdout is None:
-        raise RuntimeError("the process was started without pipes")
-    for line in process.stdout:
-        lines.put(line.decode(errors="replace"))
-    lines.put(_END)
-
-
-def _stop(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            # What was left in the buffer has no reader any more.
-            with contextlib.suppress(OSError):
-                pipe.close()
-    log.close()
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        message = json.loads(line)
-    except ValueError:
-        message = None
-    if isinstance(message, dict) and message.keys() & {"result", "refused", "error"}:
-        return message
-    return {"error": f"it wrote {line.strip()[:200]!r}, which is no answer"}
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, with edgekit importable."""
-    root = str(Path(edgekit.__file__).resolve().parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended early with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"was ended by {name}{', most often because memory ran out' if name == 'SIGKILL' else ''}"
-
-
-def _read(log: IO[bytes], began: int) -> str:
-    log.seek(began)
-    return _COLOUR.sub("", log.read().decode(errors="replace"))
-
-
-def _lines(log: IO[bytes], began: int) -> tuple[str, ...]:
+def _lines(printed: str) -> tuple[str, ...]:
     """The messages from warnings upwards, each once, and what comes from elsewhere."""
     quiet = False
     lines: dict[str, None] = {}
-    for line in _read(log, began).splitlines():
+    for line in printed.splitlines():
         head = _HEAD.match(line)
         # A message may go on in indented lines.
         quiet = head[1] in _QUIET if head else quiet and line.startswith((" ", "\t"))
         if not quiet and not _CHATTER.search(line):
             lines[line.split("] ", 1)[-1].rstrip() if head else line.rstrip()] = None
     return tuple(lines)
-
-
-def _tail(log: IO[bytes], began: int) -> str:
-    lines = _lines(log, began)[-_TAIL:]
-    return "\n" + "\n".join(lines) if lines else ""

@@ -86,7 +86,16 @@ def compare_runtimes(path: Path, graph: Graph, feeds: Feeds, profile: HtpProfile
     record = Record.load(path)
     if record.why_not:
         return None
-    body = Body.of(settled(graph), record.refused)
+    return compare_body(Body.of(settled(graph), record.refused), feeds, profile)
+
+
+def compare_body(body: Body, feeds: Feeds, profile: HtpProfile) -> RuntimeParity:
+    """The same of a body that is at hand, whoever quantized it.
+
+    Raises:
+        ModelError: It has no ends of codes, or HTP refuses nodes of it.
+        ToolError: The toolchain crashed or hung.
+    """
     codes = quantized_ends(body.parts.body)
     ends = read_ends(codes.model.metadata_props)
     inner = [_coded(body.to_body(feed), ends) for feed in feeds]

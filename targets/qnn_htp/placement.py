@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from edgekit.errors import ModelError
+from edgekit.artifacts import read_onnx
 from edgekit.graph import Graph
 from edgekit.target import Estimate, LeftNode, Placement
 from edgekit.targets.qnn_htp.compile import Record, context_path, record_path
@@ -20,18 +21,9 @@ def load_artifact(path: Path) -> Graph:
     Raises:
         ModelError: The file is missing or no ONNX model.
     """
-    import onnx
     import onnx_ir as ir
 
-    if not path.is_file():
-        raise ModelError("there is no such file", where=str(path))
-    try:
-        graph = Graph(ir.from_proto(onnx.load(path)))
-    except Exception as error:  # OSError, or the DecodeError of protobuf, which has no typed import
-        raise ModelError(f"cannot be read as ONNX: {error}", where=str(path)) from error
-    if not list(graph.nodes):
-        raise ModelError("is no ONNX model: it has no nodes", where=str(path))
-    return graph
+    return Graph(ir.from_proto(read_onnx(path, weights=True)))
 
 
 def placement(path: Path) -> Placement:
@@ -40,10 +32,7 @@ def placement(path: Path) -> Placement:
     Raises:
         ModelError: The file is missing or cannot be read, or an int8 artifact has no record.
     """
-    graph = load_artifact(path)
-    ops: dict[str, int] = {}
-    for node in graph.nodes:
-        ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    ops = dict(Counter(node.op_type for node in read_onnx(path).graph.node))
     if not any(op in ops for op in _CONVERSIONS) and not record_path(path).is_file():
         return Placement(0, sum(ops.values()), 0, ops)
     found = Record.load(path).coverage

@@ -5,12 +5,13 @@ What HTP refuses, runs in float or computes wrongly is written in another way, e
 ============================================  ==========================================
 GELU, LayerNorm, HardSwish, L2 and RMS norm   one operator each: kernels of their own
 LayerNorm over several axes, GroupNorm        LayerNorm over one; InstanceNorm
-Mish, Softsign, Celu, Selu, ThresholdedRelu   simpler ones; in ``a16w8`` PRelu too
+Mish, Softsign, Celu, Selu, ThresholdedRelu   simpler ones; PRelu in ``a16w8``, Reciprocal in ``a8w8``
 MatMul and Gemm with stored weights           Gemm with rows of weights, 32-bit bias
 Einsum, CumSum                                Transpose, MatMul, Mul
 MaxPool with dilations or over volumes        Max of slices
 AveragePool, ConvTranspose                    without the attributes that go wrong
 nearest Resize                                ``asymmetric`` and ``floor``, or slices
+learned bins of box distances                 a product and a sum, in 16 bits
 Pow, rare reductions, Sum, Mean, n-ary Max    products, roots, sums of two
 attention masks                               a choice between 0 and -20
 more than five axes                           at most five
@@ -34,6 +35,7 @@ from edgekit.passes.decompose_cumsum import decompose_cumsum
 from edgekit.passes.decompose_einsum import decompose_einsum
 from edgekit.passes.decompose_max_pool import decompose_max_pool
 from edgekit.passes.decompose_reductions import decompose_reductions
+from edgekit.passes.expectations_to_sums import expectations_to_sums
 from edgekit.passes.fold_scales import fold_scales
 from edgekit.passes.fuse_gelu import fuse_gelu
 from edgekit.passes.fuse_hard_swish import fuse_hard_swish
@@ -53,9 +55,9 @@ from edgekit.passes.unroll_powers import unroll_powers
 
 FORMATS = ("a8w8", "a16w8")
 
-#: Activations without a kernel, in each format.
+#: Activations without a kernel, or with one that is not exact, in each format.
 _ACTIVATIONS = {
-    "a8w8": ("Mish", "Softsign", "Celu", "Selu", "ThresholdedRelu"),
+    "a8w8": ("Mish", "Softsign", "Celu", "Selu", "ThresholdedRelu", "Reciprocal"),
     "a16w8": ("Mish", "Softsign", "Celu", "Selu", "ThresholdedRelu", "PRelu"),
 }
 
@@ -88,6 +90,7 @@ def _passes(fmt: str) -> tuple[Callable[[Graph], Graph], ...]:
         fuse_hard_swish,
         fuse_layernorm,
         fuse_l2norm,
+        expectations_to_sums,
         reshape_norms,
         decompose_reductions,
         unroll_powers,

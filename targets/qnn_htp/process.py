@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.artifacts import read_onnx
 from edgekit.errors import ModelError, ToolError
 from edgekit.files import write_whole
 from edgekit.session import Arrays
@@ -216,11 +217,7 @@ def _external(model: Path) -> Path | None:
         ModelError: The file is no model.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 
-    try:
-        proto = onnx.load(model, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise ModelError(f"cannot be read as ONNX: {error}", where=str(model)) from error
+    proto = read_onnx(model)
     outside = onnx.TensorProto.EXTERNAL
     return model.parent if any(t.data_location == outside for t in proto.graph.initializer) else None

@@ -337,8 +337,11 @@ def _left_out() -> Iterable[OpInfo]:
     yield from _never("MeanVarianceNormalization", _NONE, "use InstanceNormalization or LayerNormalization")
     yield from _never("ReduceL1", _NONE, "write it as Abs and ReduceSum")
     yield from _never("ReduceSumSquare", _NONE, "write it as Mul and ReduceSum")
+    yield from _never("ReduceProd", _NONE, "write it as a chain of Mul")
     yield from _never(
-        "ReduceProd ReduceLogSum ReduceLogSumExp", _NONE, "write it with Log, ReduceSum and Exp"
+        "ReduceLogSum ReduceLogSumExp",
+        _NONE,
+        "in 8 bits write it with Log, ReduceSum and Exp; 16 bits have no right Log",
     )
     yield from _never("Mod", "HTP divides whole numbers only", "write it as x - y * Floor(x / y)")
     yield from _never("Hardmax", _NONE, "use ArgMax")

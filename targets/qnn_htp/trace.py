@@ -23,6 +23,8 @@ from edgekit.targets.qnn_htp.names import NodeTable
 
 FILE_NAME = "qnn_op_trace.json"
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
+#: QNN operators between codes and floats: in a group of other nodes, what is between them is float.
+_CONVERTS = frozenset({"Quantize", "Dequantize"})
 #: What the provider calls the functions and partitions that it made itself.
 _OWN = re.compile(r"^QNNExecutionProvider_")
 _SAYS = re.compile(r"\s*\w+ node `[^`]*` will not be assigned to QNN EP\.")
@@ -42,7 +44,8 @@ class NodeMapping:
         fusion: What the provider calls this kind of group: ``OrtNodeUnit`` for a node with its Q and DQ,
             another word where it fused more.
         is_conversion: Whether it only converts between number formats.
-        is_float: Whether it computes in float: a float tensor enters or leaves it without a Q or DQ.
+        is_float: Whether it computes in float: a float tensor enters or leaves it without a Q or DQ, or the
+            provider put the kernels' own conversions between them.
     """
 
     nodes: tuple[str, ...]
@@ -191,6 +194,7 @@ def _mapping(names: tuple[str, ...], table: NodeTable, qnn_ops: list[str], fusio
     conversion = len(kinds) == len(found)
     nodes = {name: op for name, op in found if name and (conversion or op not in _QDQ)}
     quantizers = () if conversion else table.absorbed(tuple(nodes), kinds)
+    open_ended = table.is_float(tuple(nodes), kinds) or not _CONVERTS.isdisjoint(qnn_ops)
     return NodeMapping(
         nodes=tuple(nodes),
         ops=tuple(nodes.values()),
@@ -199,7 +203,7 @@ def _mapping(names: tuple[str, ...], table: NodeTable, qnn_ops: list[str], fusio
         qnn_ops=tuple(qnn_ops),
         fusion=fusion,
         is_conversion=conversion,
-        is_float=not conversion and table.is_float(tuple(nodes), kinds),
+        is_float=not conversion and open_ended,
     )
 
 

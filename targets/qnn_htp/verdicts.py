@@ -100,8 +100,7 @@ def judge(trial: Trial, expected: Mapping[str, np.ndarray[Any, Any]], fmt: str) 
     if not trial.placed or not trial.outputs or trial.trace is None:
         said = "; ".join(dict.fromkeys(node.reason for node in trial.refused)) or trial.error
         return Verdict(Result.REFUSED, reason=said)
-    # Nothing needs converting in a graph of one operator between codes, but where it leaves them.
-    if trial.trace.float_nodes or {"Quantize", "Dequantize"} & set(trial.trace.qnn_ops):
+    if trial.trace.float_nodes:
         return Verdict(Result.FLOAT, reason="computed in float32 between Dequantize and Quantize")
     steps = 0
     for name, data in trial.outputs[0].items():

@@ -1,8 +1,6 @@
 """The process in which the QNN execution provider runs: native code, registered once for a whole process.
 
-Reads one JSON object a line from stdin and answers each with one line on stdout: ``{"result": {…}}``,
-``{"refused": "…"}`` where ONNX Runtime does not make the session, or ``{"error": "…"}``. What the libraries
-print goes to stderr. A job has these keys:
+It refuses (see :mod:`edgekit.worker`) where ONNX Runtime does not make the session. A job has these keys:
 
 - ``model``: path of the ``.onnx`` file; ``compiled``: whether it is a context model.
 - ``external``: folder of its external data, or ``""``.
@@ -17,35 +15,22 @@ print goes to stderr. A job has these keys:
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from edgekit.worker import Emit, RefusedError, serve
 
 _VERBOSE, _WARNING = 0, 2
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    devices: list[Any] = []
-    for line in sys.stdin:
-        try:
-            devices = devices or _register()
-            answer = _do(json.loads(line), devices)
-        except Exception as error:  # whatever it is, the one who asked waits for an answer
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        sys.stdout.flush()
-        # The libraries print through the C library's streams.
-        ctypes.CDLL(None).fflush(None)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    serve(_do)
 
 
-def _register() -> list[Any]:
+@cache
+def _devices() -> list[Any]:
     import onnxruntime as ort
     import onnxruntime_qnn as qnn
 
@@ -57,16 +42,17 @@ def _register() -> list[Any]:
     return devices
 
 
-def _do(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
+def _do(job: dict[str, Any], _: Emit) -> dict[str, Any]:
     import numpy as np
 
+    devices = _devices()
     began = time.perf_counter()
     try:
         session = _session(job, devices, _WARNING)
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         if not _traced(job):
             _explain(job, devices)
-        return {"refused": str(error).strip()}
+        raise RefusedError(str(error).strip()) from error
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     names = job["outputs"] or [output.name for output in session.get_outputs()]
@@ -74,7 +60,7 @@ def _do(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
         with np.load(feed) as arrays:
             feeds = {name: arrays[f"arr_{i}"] for i, name in enumerate(job["names"])}
         np.savez(path, *session.run(names, feeds))
-    return {"result": {"seconds": seconds, "run_seconds": time.perf_counter() - began, "names": names}}
+    return {"seconds": seconds, "run_seconds": time.perf_counter() - began, "names": names}
 
 
 def _session(job: dict[str, Any], devices: list[Any], level: int) -> Any:

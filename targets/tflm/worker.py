@@ -1,23 +1,23 @@
-"""The process in which TFLite Micro runs: ``python worker.py MODEL ARENA_BYTES MEASURE``.
+"""The process in which TFLite Micro runs: a kernel that meets what it does not expect may abort it.
 
-A kernel of TFLite Micro that meets what it does not expect may abort the process; this one can be spared. It
-imports nothing of edgekit and is started by :mod:`edgekit.targets.tflm.engine`.
-
-A message is a JSON line followed by the bytes of the arrays that its ``arrays`` lists as ``[dtype, shape]``.
-The first answer is ``{"ready": true, "arena": …}`` or ``{"error": …}``, then comes one for each request.
+A job (see :mod:`edgekit.worker`) has ``model``, the path of a ``.tflite``, and ``arena``, the bytes to run it
+in; ``measure``, whether the smallest arena is wanted; ``inputs``, arrays as :func:`pack` makes them; and
+``outputs``, how many there are. The result has ``arena`` or ``outputs``. What cannot be set up is refused.
 """
 
 from __future__ import annotations
 
-import json
+import base64
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Sequence
-from typing import IO, Any
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from edgekit.worker import Emit, RefusedError, serve
 
 #: Arenas are tried in steps of this many bytes, to which TFLite Micro aligns them.
 ALIGNMENT = 16
@@ -26,42 +26,30 @@ _TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 Array = np.ndarray[Any, Any]
 
 
-def main(arguments: Sequence[str]) -> int:
-    path, arena, measure = arguments[0], int(arguments[1]), arguments[2] == "measure"
-    # Native code prints to file descriptor 1; from here on that is stderr.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    try:
-        from tflite_micro.python.tflite_micro import runtime
-    except ImportError as error:
-        send(answers, {"missing": str(error)})
-        return 1
-    with open(path, "rb") as stream:  # noqa: PTH123  (pathlib would be one more import)
-        data = stream.read()
-    try:
-        interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena)
-        used = smallest_arena(runtime, data, arena) if measure else 0
-    except Exception as error:  # the process is the boundary: the caller gets whatever went wrong as text
-        send(answers, {"error": f"{error}"})
-        return 1
-    send(answers, {"ready": True, "arena": used})
-    serve(interpreter, sys.stdin.buffer, answers)
-    return 0
+def main() -> None:
+    serve(_do)
 
 
-def serve(interpreter: Any, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until the other side closes."""
-    while (received := receive(requests)) is not None:
-        header, arrays = received
-        try:
-            for index, value in enumerate(arrays):
-                interpreter.set_input(value, index)
-            interpreter.invoke()
-            outputs = [interpreter.get_output(index) for index in range(header["outputs"])]
-        except Exception as error:  # as in main
-            send(answers, {"error": f"{error}"})
-            continue
-        send(answers, {}, outputs)
+def _do(job: dict[str, Any], _: Emit) -> dict[str, Any]:
+    from tflite_micro.python.tflite_micro import runtime
+
+    path, arena = job["model"], job["arena"]
+    try:
+        interpreter = _set_up(runtime, path, arena)
+        if "inputs" not in job:
+            measured = job["measure"] and smallest_arena(runtime, Path(path).read_bytes(), arena)
+            return {"arena": int(measured)}
+    except Exception as error:  # whatever it raises, it is the model that it does not take
+        raise RefusedError(str(error)) from error
+    for index, value in enumerate(job["inputs"]):
+        interpreter.set_input(unpack(value), index)
+    interpreter.invoke()
+    return {"outputs": [pack(interpreter.get_output(index)) for index in range(job["outputs"])]}
+
+
+@cache
+def _set_up(runtime: Any, path: str, arena: int) -> Any:
+    return runtime.Interpreter.from_bytes(Path(path).read_bytes(), arena_size=arena)
 
 
 def smallest_arena(runtime: Any, data: bytes, enough: int) -> int:
@@ -113,30 +101,16 @@ def reported(runtime: Any, data: bytes, arena: int) -> int:
     return int(found.group(1))
 
 
-def send(stream: IO[bytes], header: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
-    """Write one message."""
-    header = {**header, "arrays": [[str(a.dtype), list(a.shape)] for a in arrays]}
-    stream.write(json.dumps(header).encode() + b"\n")
-    for value in arrays:
-        stream.write(np.ascontiguousarray(value).tobytes())
-    stream.flush()
+def pack(value: Array) -> list[Any]:
+    """An array as JSON holds it."""
+    return [str(value.dtype), list(value.shape), base64.b64encode(value.tobytes()).decode()]
 
 
-def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[Array]] | None:
-    """Read one message; None where the other side has ended."""
-    line = stream.readline()
-    if not line.endswith(b"\n"):
-        return None
-    header = json.loads(line)
-    arrays = []
-    for dtype, shape in header["arrays"]:
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        data = stream.read(size)
-        if len(data) < size:
-            return None
-        arrays.append(np.frombuffer(data, dtype).reshape(shape))
-    return header, arrays
+def unpack(packed: list[Any]) -> Array:
+    """The array that :func:`pack` was given; it cannot be written to."""
+    dtype, shape, data = packed
+    return np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    main()

@@ -18,7 +18,7 @@ from edgekit.passes.name_nodes import name_nodes
 
 Check = Callable[..., None]
 MakeGraph = Callable[..., Graph]
-OPS = ("Mish", "Softsign", "Celu", "Selu", "ThresholdedRelu", "PRelu")
+OPS = ("Mish", "Softsign", "Celu", "Selu", "ThresholdedRelu", "PRelu", "Reciprocal")
 
 
 def _graph(make: MakeGraph, text: str, **arrays: Any) -> Graph:
@@ -49,6 +49,7 @@ def test_with_any_parameters(make_graph: MakeGraph, check_rewrite: Check, alpha:
         ("Celu(x)", ["Elu"]),
         ("Selu(x)", ["Elu", "Mul"]),
         ("ThresholdedRelu(x)", ["Greater", "Where"]),
+        ("Reciprocal(x)", ["Div"]),
     ],
 )
 def test_with_their_defaults(make_graph: MakeGraph, check_rewrite: Check, text: str, ops: list[str]) -> None:

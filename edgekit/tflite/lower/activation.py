@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgekit.parts import is_op, quantizer
 from edgekit.passes.edit import float_attribute, int_attribute
 from edgekit.tflite.lower.builder import Builder, Form, Val
 from edgekit.tflite.lower.common import clipped, compute, fixed_form, fuse_name, settle, text_attribute
 from edgekit.tflite.lower.layout import atoms_of, from_atoms, linear
 from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.lower.registry import lowering
-from edgekit.tflite.lower.view import bounds_of, is_op, quantizer
+from edgekit.tflite.lower.view import bounds_of
 from edgekit.tflite.model import DType, Quantization
 
 #: Scale and zero point of int8 results that kernels fix.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.parts import quantizer
 from edgekit.tflite.lower.layout import (
     Order,
     Shape,
@@ -22,7 +23,7 @@ from edgekit.tflite.lower.layout import (
     permutation,
 )
 from edgekit.tflite.lower.refuse import RefusedError
-from edgekit.tflite.lower.view import Const, constant, fusable, plain_name, quantization_of, quantizer
+from edgekit.tflite.lower.view import Const, constant, fusable, plain_name, quantization_of
 from edgekit.tflite.model import Array, DType, Operator, Quantization, Tensor
 from edgekit.tflite.ops import OPS
 

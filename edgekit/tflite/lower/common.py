@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.parts import quantizer
 from edgekit.passes.edit import static_shape
 from edgekit.tflite.lower.builder import Builder, Form, Val
 from edgekit.tflite.lower.layout import (
@@ -22,7 +23,7 @@ from edgekit.tflite.lower.layout import (
     from_axes,
 )
 from edgekit.tflite.lower.refuse import RefusedError
-from edgekit.tflite.lower.view import Const, bounds_of, fusable, quantizer
+from edgekit.tflite.lower.view import Const, bounds_of, fusable
 from edgekit.tflite.model import Array, DType, Quantization
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.parts import is_op
 from edgekit.passes.edit import float_attribute, int_attribute
 from edgekit.tflite.lower.builder import Builder, Val
 from edgekit.tflite.lower.common import compute, operand_codes, shape_of
@@ -21,7 +22,7 @@ from edgekit.tflite.lower.layout import (
 )
 from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.lower.registry import lowering
-from edgekit.tflite.lower.view import Const, added_bias, fusable, is_op
+from edgekit.tflite.lower.view import Const, added_bias, fusable
 
 
 @lowering("Gemm")

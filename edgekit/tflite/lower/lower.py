@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import Graph
+from edgekit.parts import is_op, quantizer
 from edgekit.passes.edit import static_shape
 from edgekit.tflite.lower import activation, conv, elementwise, linear, pool, shape, spatial
 from edgekit.tflite.lower.builder import Builder, Form, LayoutNote, Val
@@ -25,7 +26,7 @@ from edgekit.tflite.lower.layout import linear as row_major
 from edgekit.tflite.lower.memory import separate
 from edgekit.tflite.lower.refuse import RefusedError, RefusedNode, RefusedNodesError
 from edgekit.tflite.lower.registry import LOWERINGS
-from edgekit.tflite.lower.view import is_op, plain_name, quantization_of, quantizer
+from edgekit.tflite.lower.view import plain_name, quantization_of
 from edgekit.tflite.model import DType, Tensor, TfliteModel
 from edgekit.tflite.split import float_nodes
 

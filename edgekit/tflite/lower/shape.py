@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.parts import is_op
 from edgekit.passes.edit import int_attribute, static_shape
 from edgekit.tflite.lower.builder import Builder, Form, Val
 from edgekit.tflite.lower.common import (
@@ -27,7 +28,6 @@ from edgekit.tflite.lower.elementwise import Place, stored_operand
 from edgekit.tflite.lower.layout import NHWC, Atom, Shape, axes_of, from_axes, linear, transposed
 from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.lower.registry import lowering
-from edgekit.tflite.lower.view import is_op
 from edgekit.tflite.model import DType
 
 _SAME = "its result has another scale than its input"

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import array
+from edgekit.parts import is_op
 from edgekit.tflite.lower.refuse import RefusedError
 from edgekit.tflite.model import Array, DType, Quantization
 
@@ -38,10 +39,6 @@ class Const:
         zero = q.zero_point.reshape(shape)
         real = (self.data.astype(np.float64) - zero) * q.scale.reshape(shape).astype(np.float64)
         return real.astype(np.float32)
-
-
-def is_op(node: ir.Node | None, *ops: str) -> bool:
-    return node is not None and node.op_type in ops and node.domain in ("", "ai.onnx")
 
 
 def quantization_of(node: ir.Node) -> tuple[Quantization, DType]:
@@ -93,11 +90,6 @@ def constant(value: ir.Value | None) -> Const | None:
         axis = quantization.axis % codes.ndim
         quantization = Quantization(quantization.scale, quantization.zero_point, axis)
     return Const(str(value.name).removesuffix("_dequantized"), codes, quantization)
-
-
-def quantizer(value: ir.Value) -> ir.Node | None:
-    """The first QuantizeLinear that reads a tensor."""
-    return next((u for u in value.consumers() if is_op(u, "QuantizeLinear")), None)
 
 
 def fusable(value: ir.Value) -> ir.Node | None:

@@ -131,7 +131,8 @@ def test_a_hang_is_ended(conv: bytes, tmp_path: Path, monkeypatch: pytest.Monkey
         ("raise SystemExit(3)", "ended early with exit code 3"),
         ("print('no JSON')", "'no JSON', which is no answer"),
         ('print(\'{"result": {"model": ""}}\')', "without an optimized model"),
-        ('print(\'{"error": "no such operator"}\')', "refuses the model: no such operator"),
+        ('print(\'{"refused": "no such operator"}\')', "Vela refuses the model: no such operator"),
+        ('print(\'{"error": "OSError: full"}\')', "Vela failed: OSError: full"),
     ],
 )
 def test_a_broken_answer_is_an_error(

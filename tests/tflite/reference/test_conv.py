@@ -43,38 +43,24 @@ def convolution(
     weight = rng.integers(-127, 128, shape)
     scales = rng.uniform(0.002, 0.01, channels if per_channel else 1)
     step = 0.05 if dtype is DType.INT8 else 0.0002
-    sizes = []
-    for size, k, stride, dilation in zip(image[1:3], taps, strides, dilations, strict=True):
-        span = (k - 1) * dilation + 1
-        sizes.append(-(-size // stride) if padding == "SAME" else -(-(size - span + 1) // stride))
+    sizes = [
+        -(-size // stride) if padding == "SAME" else -(-(size - (k - 1) * dilation) // stride)
+        for size, k, stride, dilation in zip(image[1:3], taps, strides, dilations, strict=True)
+    ]
     gain = 75 * scales.mean() * np.sqrt(np.prod(taps) * (1 if depthwise else depth // groups))
     quantized = (lambda scale, zero=0: (None, 0)) if is_float else (lambda scale, zero=0: (scale, zero))
     asymmetric = 1 if dtype is DType.INT8 else 0
+    stored = {"dtype": DType.FLOAT32 if is_float else DType.INT8, "axis": 3 if depthwise else 0}
+    bias = rng.integers(-3000, 3000, channels)
+    tensor = one_op.tensor
     return one_op.model(  # type: ignore[no-any-return]
         op,
         [
-            one_op.tensor("image", image, *quantized(step, 7 * asymmetric), dtype=dtype),
-            one_op.tensor(
-                "weight",
-                shape,
-                *quantized(scales),
-                dtype=DType.FLOAT32 if is_float else DType.INT8,
-                axis=3 if depthwise else 0,
-                data=weight,
-            ),
-            one_op.tensor(
-                "bias",
-                (channels,),
-                *quantized(step * scales),
-                dtype=BIAS[dtype],
-                data=rng.integers(-3000, 3000, channels),
-            ),
+            tensor("image", image, *quantized(step, 7 * asymmetric), dtype=dtype),
+            tensor("weight", shape, *quantized(scales), **stored, data=weight),
+            tensor("bias", (channels,), *quantized(step * scales), dtype=BIAS[dtype], data=bias),
         ],
-        [
-            one_op.tensor(
-                "out", (image[0], *sizes, channels), *quantized(step * gain, -3 * asymmetric), dtype=dtype
-            )
-        ],
+        [tensor("out", (image[0], *sizes, channels), *quantized(step * gain, -3 * asymmetric), dtype=dtype)],
         padding=padding,
         strideH=strides[0],
         strideW=strides[1],
