@@ -3,6 +3,7 @@
 #   make test     the tests
 #   make check    what CI runs: lint, generated pages, types, layers, wheel contents, tests
 #   make bench    figures on real models and images, from the folder DATA
+#   make bench-quality   the same for the ways to quantize, one by one
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ YOLOX := $(DATA)/models/yolox_nano.onnx --data $(DATA)/data/coco/calib \
 FACE := $(DATA)/models/mobilefacenet.onnx --data $(DATA)/data/faces \
 	--preprocess mean=0.485/0.456/0.406,std=0.229/0.224/0.225
 
-.PHONY: demo test check lint types layers wheel bench clean
+.PHONY: demo test check lint types layers wheel bench bench-quality clean
 
 demo: $(STAMP)
 	$(BIN)/edgekit run models/yolo/recipe.toml --out $(OUT)
@@ -37,6 +38,12 @@ bench: $(STAMP)
 	$(BIN)/edgekit run tests/bench/yolox.toml --out build/yolox
 	EDGEKIT_CIFAR10=$(abspath $(DATA)/data/cifar10.npz) \
 		$(BIN)/edgekit run models/resnet/recipe.toml --fresh --out build/resnet
+
+# The rungs of the int8 ladder beside what other quantizers reached; about half an hour.
+bench-quality: $(STAMP)
+	$(BIN)/python tests/bench/quality.py yolox $(YOLOX) \
+		--images $(DATA)/data/coco/val --annotations $(DATA)/data/coco/val.json
+	$(BIN)/python tests/bench/quality.py face $(FACE)
 
 check: lint types layers wheel test
 

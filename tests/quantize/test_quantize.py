@@ -26,7 +26,7 @@ from edgekit.session import open_runner
 Array = np.ndarray[Any, Any]
 Build = Callable[..., Graph]
 MakeSamples = Callable[..., list[dict[str, Array]]]
-MODULE = importlib.import_module("edgekit.quantize.quantize")
+MODULE = importlib.import_module("edgekit.quantize.ladder")
 SHARED = Path(__file__).parents[2].parent / "shared"
 PLAIN = Options(calibrator="minmax", equalize=False, correct_biases=False, max_raised=0)
 
