@@ -86,3 +86,23 @@ def test_ranges_are_cut_unless_asked_not_to(build: Build, scheme: Scheme, tails:
     assert high < DEPTH
     assert seen.histograms["a"].min < high - DEPTH - 1
     assert (high - low < 1.02 * DEPTH) is tails
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "p = MatMul(x, x) y = Softmax(p)",
+        "p = MatMul(x, x) a = Mul(p, k) b = Add(a, k) y = Softmax(b)",
+    ],
+)
+def test_scores_of_an_attention_are_left_alone(build: Build, lines: str) -> None:
+    used = {"k": np.array(0.5)} if "k)" in lines else {}
+    graph = build(f"g (float[1,2,4,4] x) => (float[1,2,4,4] y) {{ {lines} }}", used)
+    assert flat_readers(graph) == {}
+
+
+def test_products_with_stored_weights_are_no_attention(build: Build) -> None:
+    graph = build(
+        "g (float[1,4,4] x) => (float[1,4,4] y) { p = MatMul(x, w) y = Softmax(p) }", {"w": np.ones((4, 4))}
+    )
+    assert flat_readers(graph) == {"p": "Softmax"}
