@@ -505,7 +505,7 @@ def debug(
         against: Samples like those that are evaluated.
         preprocess: How images become inputs; the bundle's, else RGB / 255, letterboxed, by default.
         input_shapes: Shapes of inputs that a float model leaves open.
-        limit: Most samples; 64 by default.
+        limit: Most samples; 96 by default.
         out: File or folder for the repaired QDQ graph.
         reporter: Tells how far it is.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from edgekit.commands import about, check, compress, make
+from edgekit.commands import about, check, compress, debug, make
 from edgekit.commands.shell import CALL, Answer
 from edgekit.errors import EdgekitError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _module in (make, compress, check, about):
+for _module in (make, compress, check, debug, about):
     _module.register(app)
 
 # What the parser raises for a wrong command line; typer brings it, under a name of its own.

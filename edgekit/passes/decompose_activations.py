@@ -28,8 +28,8 @@ def decompose_activations(graph: Graph, ops: Collection[str]) -> Graph:
 
     Args:
         graph: The graph.
-        ops: Which of Mish, Softsign, Celu, Selu, ThresholdedRelu, PRelu and Reciprocal. A PRelu with one slope
-            for all channels stays, as a LeakyRelu would.
+        ops: Which of Mish, Softsign, Celu, Selu, ThresholdedRelu, PRelu and Reciprocal. A PRelu with one
+            slope for all channels stays, as a LeakyRelu would.
 
     Raises:
         UsageError: There is no other form of an operator.

@@ -2,8 +2,8 @@
 
 1. Sigmoid: beyond ±``REACH`` it is within 1e-5 of 0 or 1.
 2. Softmax: what lies ``DEPTH`` below the largest value that the tensor takes gets a share of 1e-7 at most,
-   and below that of its own row little more. A detector's box bins reach far lower. The scores of an attention
-   do too, but they are left alone: the largest score of a row can lie far below that of another.
+   and below that of its own row little more. A detector's box bins reach far lower. The scores of an
+   attention do too, but they are left alone: the largest score of a row can lie far below that of another.
 
 Ranges cut there spend their steps where they are seen. SiLU has its own way, since its input is multiplied
 too (:func:`edgekit.quantize.observe.silu_inputs`).

@@ -25,6 +25,7 @@ from edgekit.quantize.ranges import RangeOptions, choose_params, unknown_ranges
 from edgekit.registry import load_target
 from edgekit.session import open_runner
 from edgekit.targets.qnn_htp.prepare import FORMATS, prepare
+from edgekit.targets.qnn_htp.rules import check
 
 #: SM8650 and SM8550, v75 and v73.
 SOC, OLDER = 57, 43
@@ -44,6 +45,7 @@ TOKEN_OPS = {
     "cumsum": "t = CumSum(h, first)",
     "einsum": 't = Einsum <equation="btd,bsd->tbs"> (h, h)',
     "mean": "a = Relu(h) t = Mean(h, a, x)",
+    "reciprocal": "a = Sigmoid(h) e = Add(a, one) t = Reciprocal(e)",
 }
 IMAGE_OPS = {
     "dilated pool": "t = MaxPool <kernel_shape=[3,3], dilations=[2,2], pads=[2,2,2,2]> (h)",
@@ -63,9 +65,10 @@ IMAGE_OPS = {
     "shuffle": "r = Reshape(h, six) p = Transpose <perm=[0,1,4,2,5,3]> (r) t = Reshape(p, four)",
     "grouped": "t = ConvTranspose <group=2> (h, transposed)",
     "l1": "n = ReduceL1(h, first) t = Div(h, n)",
+    "learned bins": "p = Softmax <axis=1> (h) t = Conv(p, bins)",
 }
 #: The layer behind, where it is not of 16 or 8 channels.
-BEHIND = {"einsum": "m3", "shuffle": "w3", "grouped": "w4"}
+BEHIND = {"einsum": "m3", "shuffle": "w3", "grouped": "w4", "learned bins": "w5"}
 BODIES = {
     **{
         n: (TOKENS, f"h = MatMul(x, m1) {b} y = MatMul(t, {BEHIND.get(n, 'm2')})")
@@ -90,6 +93,7 @@ SHAPES = {
     "m1": (16, 16), "m2": (16, 16), "m3": (6, 16), "gamma": (16,), "beta": (16,), "gammas": (6, 16),
     "w1": (8, 8, 3, 3), "w2": (6, 8, 1, 1), "w3": (20, 2, 1, 1), "w4": (12, 4, 1, 1), "betas": (6, 16),
     "gamma8": (8,), "beta8": (8,), "slopes": (8, 1, 1), "transposed": (8, 2, 2, 2),
+    "bins": (1, 8, 1, 1), "w5": (40, 1, 1, 1),
 }  # fmt: skip
 WHOLE: dict[str, Any] = {
     "last": [-1],
@@ -189,6 +193,14 @@ def test_formats() -> None:
     assert "PRelu" not in ops["a16w8"]
     with pytest.raises(UsageError, match="'int4'"):
         prepare(graph, fmt="int4")
+
+
+@pytest.mark.parametrize("op", ["ReduceLogSum", "ReduceLogSumExp"])
+def test_logarithms_of_sums_are_refused_in_16_bits(op: str) -> None:
+    """They become a Log, which 16-bit kernels compute wrongly."""
+    graph = build(IMAGE, f"a = Relu(x) b = Exp(a) c = {op}(b, last) y = Conv(c, w2)")
+    assert [item.op for item in check(prepare(graph, fmt="a16w8"), "a16w8")] == ["Log"]
+    assert check(prepare(graph), "a8w8") == ()
 
 
 def test_what_has_no_integer_form_stays() -> None:

@@ -16,6 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 from edgekit.errors import ModelError, OutputError, ToolError
 from edgekit.session import open_runner
 from edgekit.targets.qnn_htp.process import RefusedNodesError, compile_context, run_emulated
+from edgekit.targets.qnn_htp.profiles import load_profiles
 
 SOC, ARCH = 57, 75
 Feeds = Callable[..., list[dict[str, np.ndarray[Any, Any]]]]
@@ -122,6 +123,18 @@ def test_the_binary_says_what_it_is_for(chain: Chain, tmp_path: Path, soc: int, 
     assert (made.stamp.soc, made.stamp.arch) == (name, arch)
     with pytest.raises(ToolError, match=rf"made for {name} \(SoC {soc}, v{arch}\), not for SoC 57, v75"):
         run_emulated(made.context, [], soc=SOC, arch=ARCH)
+
+
+@pytest.mark.parametrize(
+    ("soc", "arch"),
+    [(soc, profile.arch) for profile in load_profiles().values() for soc in profile.socs.values()],
+)
+def test_every_soc_of_a_profile_gets_its_architecture(
+    convolutions: Path, tmp_path: Path, soc: int, arch: int
+) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    stamp = compile_context(convolutions, soc, arch, tmp_path / "out").stamp
+    assert (stamp.soc_model, stamp.arch) == (soc, arch)
 
 
 def test_an_architecture_that_the_soc_has_not_is_an_error(chain: Chain, tmp_path: Path) -> None:

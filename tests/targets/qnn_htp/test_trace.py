@@ -102,6 +102,27 @@ def test_an_operator_that_the_provider_takes_in_float_is_found(
     assert _compiled(model, tmp_path).float_nodes == ("prelu",)
 
 
+@pytest.mark.parametrize("op", ["ReduceL2", "Max"])
+def test_a_node_of_several_operators_in_float_is_found(
+    save: Callable[..., Path], pair: Pair, tmp_path: Path, op: str
+) -> None:
+    """The provider takes the Q and DQ around it, and converts within."""
+    inputs = ["a", "axes"] if op == "ReduceL2" else ["a", "b", "a"]
+    nodes = [
+        *pair("x", "a"),
+        helper.make_node("Tanh", ["a"], ["t"], name="tanh"),
+        *pair("t", "b"),
+        helper.make_node(op, inputs, ["c"], name="op"),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["c_q"], name="c_Q"),
+        helper.make_node("DequantizeLinear", ["c_q", "s", "z"], ["d"], name="c_DQ"),
+        helper.make_node("Add", ["d", "b"], ["e"], name="add"),
+        *pair("e", "y"),
+    ]
+    shape: list[int | str] = [1, 4, 8, 8]
+    model = save(nodes, {"x": [1, 4, 8, 8]}, {"y": shape}, initializers={"axes": np.array([1])})
+    assert _compiled(model, tmp_path).float_nodes == ("op",)
+
+
 def test_integer_outputs_are_not_float(save: Callable[..., Path], pair: Pair, tmp_path: Path) -> None:
     nodes = [
         *pair("x", "a"),
