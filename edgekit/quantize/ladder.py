@@ -66,6 +66,7 @@ class Ladder:
     raised: tuple[Raised, ...] = ()
     learned: Quantization | None = None
     plain_db: float = 0.0
+    stale: list[str] = field(default_factory=list)
     _scales_of: Graph | None = None
     _scales: dict[str, Array] = field(default_factory=dict)
 
@@ -120,7 +121,10 @@ class Ladder:
                 rung.text = f"equalized behind {len(done)} SiLUs"
                 if done:
                     # With the worst tensors out of the way another calibrator may be best.
+                    before, ranges = self._last, self.ranges
                     self.ranges = self._choose_calibrator((), both=False)
+                    if self._last < before:
+                        self.ranges = ranges
                     self.best = self._correct_fully(())
         self.plain_db = self._last
         if self._last < self.options.target_db and self.options.reconstruct_seconds > 0:
@@ -308,7 +312,7 @@ class Ladder:
 
     def _choose_calibrator(self, raised: tuple[str, ...], *, both: bool = True) -> RangeOptions:
         """The best calibrator; with ``both``, each is tried with and without the tails cut."""
-        chosen = {t: d.range for t, d in self.damage.items() if d.method}
+        chosen = {t: d.range for t, d in self.damage.items() if d.method and not self._is_stale(t)}
         found = []
         for method in self._methods:
             for tails in (True, False) if both and self.options.calibrator == AUTO else (True,):
@@ -332,14 +336,20 @@ class Ladder:
             self._equalize([tensor])
             self.means = self._means()
             # The ranges that were measured for it no longer hold.
-            chosen = {t: r for t, r in self.ranges.chosen.items() if not t.startswith(tensor)}
+            self.stale.append(tensor)
+            chosen = {t: r for t, r in self.ranges.chosen.items() if not self._is_stale(t)}
             self.ranges = replace(self.ranges, chosen=chosen)
             if self._try(f"equalize '{tensor}'", raised, self.ranges) < db + SILU_GAIN_DB:
                 self.work, self.plan, self.calibration, self.means, self.ranges = before
+                self.stale.remove(tensor)
                 self._note(f"left '{tensor}' alone", db)
             else:
                 done.append(tensor)
         return done
+
+    def _is_stale(self, tensor: str) -> bool:
+        """Whether what was measured of a tensor no longer holds, since its channels were scaled."""
+        return any(tensor == other or tensor.startswith(f"{other}.") for other in self.stale)
 
     @property
     def _limit(self) -> int:

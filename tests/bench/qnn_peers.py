@@ -28,7 +28,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from edgekit.measure.decode import decoder
 from edgekit.measure.detection import evaluate_detection
 from edgekit.measure.verification import compare_pairs
 from edgekit.pipeline.steps import input_ranges
+from edgekit.pipeline.unit_steps import Recorded
 from edgekit.quantize.quantize import Options, quantize
 from edgekit.session import Arrays, Runner, open_runner
 from edgekit.targets.qnn_htp.body import Body, settled
@@ -95,16 +96,12 @@ class Task:
     """What the outputs are judged by.
 
     Attributes:
-        samples: Those that nobody calibrated with.
-        figures: From the runner of an int8 network, the float one's outputs and the number of samples:
-            figures by name.
+        samples: So many of those that nobody calibrated with, or all.
+        figures: From the runner of a network and the number of samples: figures by name.
     """
 
-    samples: Samples | Sequence[Sample]
+    samples: Callable[[int | None], Samples | Sequence[Sample]]
     figures: Callable[[Runner, int | None], dict[str, float]]
-
-    def feeds(self, count: int) -> Feeds:
-        return [dict(sample.feeds) for sample, _ in zip(self.samples, range(count), strict=False)]
 
 
 def main() -> None:
@@ -114,7 +111,7 @@ def main() -> None:
     calibration, task = _material(args, graph, preprocess)
     ranges = input_ranges(graph.inputs, preprocess, open_samples(args.data, graph.inputs, preprocess))
     target = QnnHtpTarget.create(args.profile)
-    few = task.feeds(args.emulated)
+    few = [dict(sample.feeds) for sample in task.samples(args.emulated)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,8 +131,8 @@ def main() -> None:
             except EdgekitError as error:
                 row.notes.append(f"{type(error).__name__}: {error}")
             rows.append(row)
-            found = {key: round(value, 4) for key, value in row.numbers.items()}
-            print(f"  {label}: {found}", file=sys.stderr, flush=True)
+            measured = {key: round(value, 4) for key, value in row.numbers.items()}
+            print(f"  {label}: {measured}", file=sys.stderr, flush=True)
     print_table([reference, *rows])
     if args.json:
         found = [{**asdict(row), "path": None} for row in (reference, *rows)]
@@ -208,8 +205,7 @@ def _judge(row: Row, task: Task, feeds: Feeds, target: QnnHtpTarget) -> None:
         return
     exact = open_runner(row.path, threads=1, optimize=False)
     _differences(row, load_artifact(row.path), [exact.run(feed) for feed in feeds], emulated)
-    recorded = iter(emulated)
-    figures = task.figures(_Listed(recorded), len(feeds))
+    figures = task.figures(Recorded(feeds, emulated), len(feeds))
     row.numbers |= {f"emulator {name}": value for name, value in figures.items()}
     try:
         parity = compare_body(Body.of(settled(load_artifact(row.path))), feeds[:1], target.htp)
@@ -272,27 +268,18 @@ def _score(row: Row, task: Task, runner: Runner, few: int) -> None:
     row.numbers |= {f"few {name}": value for name, value in task.figures(runner, few).items()}
 
 
-class _Listed:
-    """A runner that gives outputs one after the other, whatever it is fed with."""
-
-    def __init__(self, outputs: Iterator[Arrays]) -> None:
-        self._outputs = outputs
-
-    def run(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
-        return next(self._outputs)
-
-
 def _material(args: argparse.Namespace, graph: Graph, preprocess: Preprocess) -> tuple[Feeds, Task]:
     samples = open_samples(args.data, graph.inputs, preprocess)
     if args.annotations:
 
+        def images(count: int | None) -> Samples:
+            return open_samples(args.images, graph.inputs, preprocess, limit=count)
+
         def detection(runner: Runner, count: int | None) -> dict[str, float]:
-            images = open_samples(args.images, graph.inputs, preprocess, limit=count)
-            found = evaluate_detection(runner, images, Path(args.annotations), decoder(args.decode))
+            found = evaluate_detection(runner, images(count), Path(args.annotations), decoder(args.decode))
             return {"mAP": found.map, "mAP50": found.map50}
 
-        unseen = open_samples(args.images, graph.inputs, preprocess)
-        return [s.feeds for s in samples], Task(unseen, detection)
+        return [s.feeds for s in samples], Task(images, detection)
     everything = list(samples)
     if args.people:
         names = sorted({_person(s) for s in everything})
@@ -305,7 +292,8 @@ def _material(args: argparse.Namespace, graph: Graph, preprocess: Preprocess) ->
         seen, rest = everything[:cut], everything[cut:]
     original = open_runner(graph, threads=1)
     expected = [original.run(s.feeds) for s in rest]
-    return [s.feeds for s in seen], Task(rest, _likeness(rest, expected, bool(args.people)))
+    figures = _likeness(rest, expected, bool(args.people))
+    return [s.feeds for s in seen], Task(lambda count: rest[:count], figures)
 
 
 def _likeness(

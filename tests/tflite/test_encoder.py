@@ -175,7 +175,7 @@ def test_it_runs_from_token_ids(target: str, network: Graph, quantized: Any, tmp
         runner = open_package(package.path, kernels=kernels)
         steps = (np.stack([runner.run(f)["logits"] for f in SAMPLES]) - wanted) / step
         # Each kernel is within a step of ONNX Runtime; over two layers the differences add up.
-        assert np.sqrt((steps**2).mean()) < 2
+        assert np.sqrt((steps**2).mean()) < 2.5
         assert np.abs(steps).max() < 7
         assert signal_to_noise(network, runner.run) > 22
     assert_exact(package)
