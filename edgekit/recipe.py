@@ -297,7 +297,7 @@ class QuantizeSection(_Section):
     correct_biases: bool = True
     max_raised: Annotated[int, Field(ge=0)] | None = None
     target_db: Annotated[float, Field(allow_inf_nan=False)] = 13.0
-    reconstruct_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 240.0
+    reconstruct_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 120.0
     qad_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_drop: _Drop | None = None
 

@@ -237,7 +237,7 @@ Reconstruct = Annotated[
         metavar="S",
         min=0,
         help="Most seconds for learning rounding and ranges where the outputs are worse than --target-db; "
-        "240 by default, 0 never does it.",
+        "120 by default, 0 never does it.",
     ),
 ]
 TargetDb = Annotated[

@@ -48,7 +48,7 @@ class Options:
     target_db: float = 13.0
     judge_samples: int = 8
     kept_samples: int = 16
-    reconstruct_seconds: float = 240.0
+    reconstruct_seconds: float = 120.0
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,9 @@ Array = np.ndarray[Any, Any]
 Feeds = list[Mapping[str, Array]]
 Latency = dict[str, list[float]]
 _OPTIONS = {
-    "edgekit": Options(max_raised=0),
+    "edgekit": Options(max_raised=0, reconstruct_seconds=0),
     "edgekit plain": Options(max_raised=0, target_db=-100.0),
-    "edgekit raised": Options(),
+    "edgekit raised": Options(reconstruct_seconds=0),
 }
 _WORKER = Path(__file__).with_name("tflite_peers_worker.py")
 #: onnx2torch, which litert-torch needs to read ONNX, knows no operator of a later version.
