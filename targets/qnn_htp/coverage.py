@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgekit.target import Coverage, LeftNode, OpCoverage
 from edgekit.targets.qnn_htp.body import Body
 from edgekit.targets.qnn_htp.process import Compiled
 
 UNIT = "HTP"
+#: Conversions that are named.
+_SHOWN = 6
 _FOLDED = "nothing: it cancels out"
 
 
@@ -41,8 +43,18 @@ def compiled_coverage(body: Body, compiled: Compiled, reasons: Mapping[str, Left
             "architecture": f"v{stamp.arch}",
             "QNN SDK": stamp.sdk,
         },
-        notes=compiled.log,
+        notes=(*_conversions(trace.conversions), *compiled.log),
     )
+
+
+def _conversions(names: Sequence[str]) -> tuple[str, ...]:
+    """What is said of conversions between number formats that stay operators of their own on HTP."""
+    if not names:
+        return ()
+    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    count = f"{len(names)} conversion{'' if len(names) == 1 else 's'} between number formats"
+    return (f"{count} run on HTP as operators of their own: {shown}{rest}",)
 
 
 def ruled_coverage(body: Body, reasons: Mapping[str, LeftNode], why: str) -> Coverage:

@@ -27,7 +27,7 @@ from edgekit.measure.decode import decoder
 from edgekit.measure.detection import evaluate_detection
 from edgekit.measure.latency import measure_latency
 from edgekit.pipeline.steps import input_ranges
-from edgekit.quantize.quantize import QuantizeResult, quantize
+from edgekit.quantize.quantize import Options, QuantizeResult, quantize
 from edgekit.registry import load_target
 from edgekit.session import open_runner, run_all
 
@@ -102,6 +102,7 @@ def _quantize(graph: Graph, feeds: Feeds, ranges: Any) -> QuantizeResult:
         graph,
         scheme,
         lambda: feeds,
+        Options(reconstruct_seconds=0),
         input_ranges=ranges,
         total=len(feeds),
         status=lambda text: print(f"    {text}"),

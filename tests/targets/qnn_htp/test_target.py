@@ -111,6 +111,7 @@ def test_a_network_is_compiled_with_every_node_on_htp(made: Callable[..., Any], 
     assert coverage.on_unit == coverage.nodes == 7
     assert not coverage.left
     assert coverage.stamp["architecture"] == f"v{found.htp.arch}"
+    assert "conversions between number formats run on HTP" in coverage.notes[0]
     by_op = {row.op: row for row in coverage.ops}
     assert by_op["Conv"].kernels == {"Conv2d": 3}
     names = {path.name for path in artifact.companions}
