@@ -303,7 +303,7 @@ def test_the_page_and_the_terminal_show_estimate_and_runtimes(outcome: Outcome) 
     assert "SRAM" in parts[NPU]
     assert "estimate" not in parts[MICRO]
     for name in (LITERT, NPU):
-        assert "Steps off LiteRT, reference kernels at the outputs (2 allowed)" in parts[name]
+        assert "Steps of 8 bits off LiteRT, reference kernels at the outputs (2 allowed)" in parts[name]
         assert "integer reference: 0" in parts[name]
     assert "Steps off" not in parts[MICRO]
     page = (outcome.bundle / "report.html").read_text()

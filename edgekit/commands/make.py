@@ -222,9 +222,7 @@ def qat(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(
-            "--teacher", metavar="MODEL", help="The network before it was pruned; else MODEL."
-        ),
+        typer.Option("--teacher", metavar="MODEL", help="The network before it was pruned; else MODEL."),
     ] = None,
     seconds: Annotated[
         float | None,

@@ -224,12 +224,13 @@ def _warn_runtimes(warn: Any, runtimes: dict[str, Any] | None) -> None:
     if runtimes is None or runtimes["ok"]:
         return
     budget = runtimes["budget_steps"]
+    allowed = f"{budget} step{'' if budget == 1 else 's'}"
     for runtime, rows in runtimes["outputs"].items():
         over = [row for row in rows if row["max_steps"] > budget]
         if over:
             worst = max(over, key=lambda row: row["rms_steps"])
             warn(
-                f"{len(over)} of {len(rows)} outputs are more than {budget} steps off in {runtime} (compared "
+                f"{len(over)} of {len(rows)} outputs are more than {allowed} off in {runtime} (compared "
                 f"with {runtimes['reference']}): a code that one kernel rounds the other way moves others "
                 f"behind it. Worst: '{worst['tensor']}', {worst['rms_steps']:.1f} steps RMS, "
                 f"{worst['max_steps']} at most."

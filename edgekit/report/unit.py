@@ -264,7 +264,9 @@ def unit_lines(target: dict[str, Any], paint: Paint, width: int) -> Iterator[str
     between = runtimes(target)
     if between is not None:
         yield ""
-        yield paint(f"Steps off {between.reference} at the outputs ({between.budget} allowed)", "bold")
+        yield paint(
+            f"Steps of 8 bits off {between.reference} at the outputs ({between.budget} allowed)", "bold"
+        )
         for row in between.rows:
             text = f"{row.runtime}: {row.steps or 'not compared'}"
             if row.steps and row.steps != "0":
@@ -337,4 +339,6 @@ def _steps(value: float | None, digits: int) -> str:
 def _percent(share: float | None) -> str:
     if share is None:
         return ""
-    return "none" if share == 0 else f"{100 * share:.2g} %"
+    if share == 0:
+        return "none"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

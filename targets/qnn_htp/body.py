@@ -18,8 +18,8 @@ from edgekit.session import Arrays, OrtRunner, open_runner
 from edgekit.target import LeftNode
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-_FLOAT = "it computes in float or on integers that are no codes, which HTP does not"
-_REMEDY = "it runs on the CPU, before or behind the body on HTP"
+_FLOAT = "it computes in float or on integers that are no codes"
+_REMEDY = "HTP does neither: it runs on the CPU, before or behind the rest"
 
 
 def settled(graph: Graph) -> Graph:

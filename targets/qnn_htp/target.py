@@ -87,8 +87,10 @@ class QnnHtpTarget:
         return prepare(graph, fmt=self.fmt)
 
     def lower(self, graph: Graph) -> Graph:
-        """The graph itself: QDQ is what the toolchain reads."""
-        return graph
+        """QDQ is what the toolchain reads; scales that its 16-bit kernels lose are raised."""
+        from edgekit.targets.qnn_htp.small_scales import raise_small_scales
+
+        return raise_small_scales(graph)
 
     def compile(self, graph: Graph, kind: str, folder: Path) -> Artifact:
         """Write the artifact into ``folder``.
@@ -188,7 +190,8 @@ class QnnHtpTarget:
 
         if self.scheme is None:
             raise UsageError("the target has no number formats", where=self.name)
-        return try_network(with_made_up_ranges(graph, self.scheme), self.htp, self.fmt)
+        quantized = self.lower(with_made_up_ranges(graph, self.scheme))
+        return try_network(quantized, self.htp, self.fmt)
 
     def check(self, graph: Graph) -> tuple[LeftNode, ...]:
         """Which nodes of a float network HTP does not take, by the rules."""

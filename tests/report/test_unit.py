@@ -189,7 +189,7 @@ def test_an_incomplete_estimate_has_no_figure_and_a_count(npu: dict[str, Any]) -
 
 def test_runtimes_on_a_terminal(npu: dict[str, Any]) -> None:
     lines = summary(npu).splitlines()
-    start = lines.index("Steps off LiteRT, reference kernels at the outputs (2 allowed)")
+    start = lines.index("Steps of 8 bits off LiteRT, reference kernels at the outputs (2 allowed)")
     shown = [line for line in lines[start + 1 : start + 6] if "its layers" not in line]
     assert shown[:3] == [
         "- integer reference: 0",
