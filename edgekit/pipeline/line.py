@@ -43,6 +43,7 @@ from edgekit.pipeline.state import Product, Store
 from edgekit.pipeline.steps import (
     Context,
     Network,
+    assumes_preprocessing,
     capture_step,
     check_samples,
     check_task,
@@ -109,10 +110,10 @@ def run_line(job: Job, out: Path, *, fresh: bool = False, reporter: Reporter | N
     check_out(out)
     targets = _targets(job)
     context = Context(job, Store(state_folder(out), fresh=fresh), reporter or Reporter(), fresh)
-    if job.assumed:
-        context.reporter.note(f"Preprocessing {job.preprocess_note}")
     check_task(job)
     network = capture_step(context)
+    if assumes_preprocessing(job, network.graph.inputs):
+        context.reporter.note(f"Preprocessing {job.preprocess_note}")
     check_samples(job, network.graph.inputs)
     compressed = compress(context, network, targets[0])
     made = [_line(context, network, compressed.network, target) for target in targets]

@@ -10,7 +10,7 @@ import edgekit
 from edgekit.measure.machine import machine
 from edgekit.pipeline.compress import Compressed, compress_json
 from edgekit.pipeline.state import Product, plain
-from edgekit.pipeline.steps import UNSEEN, Context, Network
+from edgekit.pipeline.steps import UNSEEN, Context, Network, assumes_preprocessing
 from edgekit.recipe import BudgetSection
 from edgekit.report.summary import primary_metric
 from edgekit.stats import count
@@ -49,7 +49,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The whole report, JSON-ready; fills ``context.warnings`` on the way."""
     job = context.job
-    data = _data(context, targets)
+    data = _data(context, network, targets)
     entries = [_target(target, compressed.network) for target in targets]
     for target, entry in zip(targets, entries, strict=True):
         _warn(context, target, entry, several=len(targets) > 1)
@@ -104,9 +104,9 @@ def _model(network: Network) -> dict[str, Any]:
     }
 
 
-def _data(context: Context, targets: list[TargetProducts]) -> dict[str, Any]:
+def _data(context: Context, network: Network, targets: list[TargetProducts]) -> dict[str, Any]:
     job = context.job
-    if job.assumed:
+    if assumes_preprocessing(job, network.graph.inputs):
         context.warn(
             f"Preprocessing was {job.preprocess_note}. Wrong preprocessing spoils int8 unseen: check it."
         )

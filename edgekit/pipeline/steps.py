@@ -299,6 +299,12 @@ def check_samples(job: Job, inputs: tuple[TensorSpec, ...]) -> None:
         job.samples(inputs, job.evaluate.images, job.evaluate.limit)
 
 
+def assumes_preprocessing(job: Job, inputs: tuple[TensorSpec, ...]) -> bool:
+    """Whether nobody said how images become inputs, and there are inputs that take images."""
+    layout = job.preprocess.layout
+    return job.assumed and any(image_shape(spec.shape, layout) is not None for spec in inputs)
+
+
 def holds_back(job: Job, network: Network) -> bool:
     """Whether some samples are held back from calibration."""
     return _wants_part(job) and splits(job.samples(network.graph.inputs, limit=job.limit))
