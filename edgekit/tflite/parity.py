@@ -7,17 +7,16 @@ DequantizeLinear, round differently here and there, and a code that is one step 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from edgekit.graph import Graph
+from edgekit.measure.steps import StepTable
 from edgekit.session import Arrays, open_runner
-from edgekit.target import CodeDifference, RuntimeParity
+from edgekit.target import RuntimeParity
 from edgekit.tflite.dialect import PLAIN, Dialect
 from edgekit.tflite.interpreter import Kernels, LiteRt
 from edgekit.tflite.model import Array, TfliteModel
@@ -29,47 +28,6 @@ XNNPACK = "LiteRT, XNNPACK"
 ONNX = "ONNX Runtime"
 #: Steps that an output may be off.
 BUDGET_STEPS = 2
-
-
-@dataclass
-class _Sum:
-    """Differences of one tensor over all samples."""
-
-    op: str
-    count: int = 0
-    unit: int = 1
-    different: int = 0
-    squares: float = 0.0
-    largest: int = 0
-
-    def add(self, a: Array, b: Array) -> None:
-        # A step of 8 bits before a tensor of 16 is 256 of its own.
-        self.unit = 256 if a.dtype == np.int16 else 1
-        steps = np.abs(a.astype(np.int64).ravel() - b.astype(np.int64).ravel())
-        self.count += steps.size
-        self.different += int(np.count_nonzero(steps))
-        self.squares += float(np.square(steps, dtype=np.float64).sum())
-        self.largest = max(self.largest, int(steps.max(initial=0)))
-
-    def row(self, tensor: str) -> CodeDifference:
-        count = max(self.count, 1)
-        rms = math.sqrt(self.squares / count) / self.unit
-        return CodeDifference(tensor, self.op, self.different / count, rms, -(-self.largest // self.unit))
-
-
-@dataclass
-class _Table:
-    """Differences of one runtime from the reference, by tensor."""
-
-    sums: dict[str, _Sum] = field(default_factory=dict)
-
-    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array], ops: Mapping[str, str]) -> None:
-        for name, codes in expected.items():
-            if name in found:
-                self.sums.setdefault(name, _Sum(ops.get(name, ""))).add(codes, found[name])
-
-    def rows(self) -> tuple[CodeDifference, ...]:
-        return tuple(total.row(name) for name, total in self.sums.items())
 
 
 def compare_runtimes(
@@ -108,8 +66,8 @@ def compare_runtimes(
     integer = Reference(model)
     wanted = [*inner.codes.values(), *_coded_outputs(package.bindings, graph)]
     exact = open_runner(graph, threads=1, optimize=False, extra_outputs=list(dict.fromkeys(wanted)))
-    outputs = {name: _Table() for name in (INTEGER, XNNPACK, ONNX)}
-    layers = {name: _Table() for name in (INTEGER, ONNX)}
+    outputs = {name: StepTable() for name in (INTEGER, XNNPACK, ONNX)}
+    layers = {name: StepTable() for name in (INTEGER, ONNX)}
     for feed in feeds:
         stored = package.prepare(feed)
         expected = _by_name(package.bindings, plain.run(stored))

@@ -16,6 +16,7 @@ import numpy as np
 from edgekit.coded import dequantize, quantize
 from edgekit.errors import EdgekitError, ToolError
 from edgekit.graph import Graph
+from edgekit.measure.steps import StepTable
 from edgekit.passes.quantized_ends import End, Ends, quantized_ends, read_ends
 from edgekit.session import Arrays, open_runner
 from edgekit.target import CodeDifference, RuntimeParity
@@ -100,8 +101,9 @@ def compare_body(body: Body, feeds: Feeds, profile: HtpProfile) -> RuntimeParity
     ends = read_ends(codes.model.metadata_props)
     inner = [_coded(body.to_body(feed), ends) for feed in feeds]
     apart = Apart(codes)
-    exact = open_runner(apart.whole.SerializeToString(), threads=1, optimize=False)
+    exact = open_runner(codes, threads=1, optimize=False)
     expected = [exact.run(feed) for feed in inner]
+    every = open_runner(apart.whole.SerializeToString(), threads=1, optimize=False).run(inner[0])
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         model = Path(folder) / "body.onnx"
         codes.save(model)
@@ -109,7 +111,7 @@ def compare_body(body: Body, feeds: Feeds, profile: HtpProfile) -> RuntimeParity
             model, profile.soc_model, profile.arch, Path(folder), stem="codes", feeds=inner
         )
         again = run_emulated(compiled.context, inner, soc=profile.soc_model, arch=profile.arch)
-        layers, problem = _layers(apart, inner[0], expected[0], Path(folder), profile)
+        layers, problem = _layers(apart, inner[0], every, Path(folder), profile)
     ops = {str(v.name): _maker(v) for v in codes.model.graph.outputs}
     same = all(
         np.array_equal(one[name], other[name])
@@ -152,21 +154,10 @@ def _layers(
 def _rows(
     expected: Sequence[Arrays], found: Sequence[Arrays], ops: Mapping[str, str]
 ) -> tuple[CodeDifference, ...]:
-    rows = []
-    for name in (n for n in expected[0] if n in ops):
-        unit = 256 if expected[0][name].dtype.itemsize == 2 else 1
-        steps = np.concatenate(
-            [
-                np.abs(a[name].astype(np.int64).ravel() - b[name].astype(np.int64).ravel())
-                for a, b in zip(expected, found, strict=True)
-            ]
-        )
-        rms = float(np.sqrt(np.square(steps, dtype=np.float64).mean())) / unit
-        largest = -(-int(steps.max(initial=0)) // unit)
-        rows.append(
-            CodeDifference(name, ops[name], float(np.count_nonzero(steps)) / steps.size, rms, largest)
-        )
-    return tuple(rows)
+    table = StepTable()
+    for one, other in zip(expected, found, strict=True):
+        table.add({name: one[name] for name in ops if name in one}, other, ops)
+    return table.rows()
 
 
 def _maker(value: Any) -> str:
