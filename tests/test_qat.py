@@ -17,7 +17,6 @@ from edgekit.errors import UsageError
 from edgekit.graph import array
 from edgekit.pipeline.qat_step import refine
 from edgekit.progress import Reporter
-from edgekit.quantize.quantize import Options
 from edgekit.recipe import QatSection
 from edgekit.recipe_file import read_step
 
@@ -129,7 +128,7 @@ def test_a_training_reports_how_it_went(material: Path) -> None:
         def status(self, text: str) -> None:
             lines.append(text)
 
-    changed, data = refine(result, graph, samples, section, Options(), reporter=Lines())
+    changed, data = refine(result, graph, samples, section, reporter=Lines())
     assert changed.ladder[:-1] == result.ladder
     assert data["best_epoch"] in (0, 1)
     assert any(line.startswith("qad: ") for line in lines)

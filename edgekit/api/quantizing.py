@@ -112,7 +112,7 @@ def qat(
         ModelError: A node cannot be trained through.
     """
     from edgekit.data.samples import open_samples
-    from edgekit.pipeline.job import make_options, read_preprocess
+    from edgekit.pipeline.job import read_preprocess
     from edgekit.pipeline.qat_step import refine
     from edgekit.recipe import QatSection
     from edgekit.recipe_file import read_step
@@ -132,7 +132,6 @@ def qat(
         taught,
         samples,
         section,
-        make_options(**options),
         preprocess=how,
         checkpoint=checkpoint,
         reporter=reporter,

@@ -17,11 +17,11 @@ from edgekit.graph import Graph
 from edgekit.pipeline.layers import without_rescaled
 from edgekit.pipeline.split import Watched
 from edgekit.pipeline.state import plain
-from edgekit.pipeline.steps import COMPARED, load_graph, reference_name
+from edgekit.pipeline.steps import COMPARED, full_name, load_graph, reference_name
 from edgekit.pipeline.unit_steps import coverage_json
 from edgekit.progress import Reporter
 from edgekit.registry import load_target
-from edgekit.target import Covers, Lints, Prepares
+from edgekit.target import Covers, Lints, Prepares, Target
 
 if TYPE_CHECKING:
     from edgekit.measure.latency import LatencyResult
@@ -159,15 +159,7 @@ def inspect(
     content["changes"] = [asdict(change) for change in graph.history]
     content["clashes"] = None
     if lowered is not None:
-        content["target"] = f"{lowered.name}:{lowered.profile.name}"
-        content["float_nodes"] = _float_nodes(graph, lowered.scheme)
-        content["leaves_unit"] = None
-        if isinstance(lowered, Lints):
-            reporter.step(f"rules of {content['target']}")
-            content["leaves_unit"] = [asdict(node) for node in lowered.check(graph)]
-        if isinstance(lowered, Covers):
-            reporter.step(f"coverage on {content['target']}")
-            content["coverage"] = coverage_json(lowered.try_coverage(graph))
+        content |= _on_target(graph, lowered, reporter)
     if data is not None:
         scheme = lowered.scheme if lowered is not None else load_target("ort-cpu").scheme
         if scheme is None:
@@ -175,6 +167,20 @@ def inspect(
         reporter.step("ranges")
         content["clashes"] = _clashes(graph, scheme, data, preprocess or Preprocess(), limit, reporter)
     return dict(plain(content))
+
+
+def _on_target(graph: Graph, target: Target, reporter: Reporter) -> dict[str, Any]:
+    """What stays in float on a target, and what leaves its unit."""
+    name = full_name(target)
+    found: dict[str, Any] = {"target": name, "float_nodes": _float_nodes(graph, target.scheme)}
+    found["leaves_unit"] = None
+    if isinstance(target, Lints):
+        reporter.step(f"rules of {name}")
+        found["leaves_unit"] = [asdict(node) for node in target.check(graph)]
+    if isinstance(target, Covers):
+        reporter.step(f"coverage on {name}")
+        found["coverage"] = coverage_json(target.try_coverage(graph))
+    return found
 
 
 def _timed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ import numpy as np
 from edgekit.errors import ModelError
 from edgekit.graph import Change, Graph, array
 from edgekit.pipeline.material import Held, Json, Material, sizes
-from edgekit.recipe import DistillSection
+from edgekit.recipe import DistillSection, QatSection
 
 if TYPE_CHECKING:
+    from edgekit.data.preprocess import Preprocess
+    from edgekit.train.loop import EpochStats
     from edgekit.train.options import DistillOptions
 
 
@@ -132,15 +135,16 @@ def _train(
     )
     return result.graph, {
         "kinds": {name: str(kind) for name, kind in result.kinds.items()},
-        "epochs": [
-            {"epoch": e.epoch, "loss": e.loss, "held_out": e.held_out, "rate": e.rate} for e in result.history
-        ],
+        "epochs": epochs_json(result.history),
         "best_epoch": result.best_epoch,
         "notes": list(result.notes),
     }
 
 
-def _options(material: Material, section: DistillSection, held: Held) -> DistillOptions:
+def training_options(
+    section: DistillSection | QatSection, preprocess: Preprocess | None, folder: Path | None
+) -> DistillOptions:
+    """What the steps that train have in common; labels are read."""
     from edgekit.measure.classification import read_labels
     from edgekit.train.augment import NONE
     from edgekit.train.options import DistillOptions
@@ -150,14 +154,24 @@ def _options(material: Material, section: DistillSection, held: Held) -> Distill
         seconds=section.seconds,
         rate=section.rate,
         batch=section.batch,
+        preprocess=preprocess,
+        augment=None if section.augment else NONE,
+        labels=None if section.labels is None else read_labels(section.labels, folder),
+        seed=section.seed,
+    )
+    return options if section.box_weight is None else replace(options, box_weight=section.box_weight)
+
+
+def epochs_json(history: Sequence[EpochStats]) -> list[Json]:
+    """A training's epochs as the report has them."""
+    return [{"epoch": e.epoch, "loss": e.loss, "held_out": e.held_out, "rate": e.rate} for e in history]
+
+
+def _options(material: Material, section: DistillSection, held: Held) -> DistillOptions:
+    options = replace(
+        training_options(section, material.preprocess, material.folder),
         features=None if section.features else 0.0,
         # The plan says which of the original's channels a tensor holds; another teacher has its own.
         plan=held.plan if section.teacher is None else None,
-        preprocess=material.preprocess,
-        augment=None if section.augment else NONE,
-        labels=None if section.labels is None else read_labels(section.labels, material.folder),
-        seed=section.seed,
     )
-    if section.temperature is not None:
-        options = replace(options, temperature=section.temperature)
-    return options if section.box_weight is None else replace(options, box_weight=section.box_weight)
+    return options if section.temperature is None else replace(options, temperature=section.temperature)

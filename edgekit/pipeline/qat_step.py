@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,13 @@ import numpy as np
 
 from edgekit.data.base import Samples
 from edgekit.graph import Graph, array
+from edgekit.pipeline.distill_step import epochs_json, training_options
 from edgekit.progress import Reporter
-from edgekit.quantize.judge import Judge
-from edgekit.quantize.quantize import Options, QuantizeResult, Rung, Spread
+from edgekit.quantize.quantize import QuantizeResult, Rung
 from edgekit.recipe import QatSection
 
 if TYPE_CHECKING:
     from edgekit.data.preprocess import Preprocess
-    from edgekit.train.options import DistillOptions
     from edgekit.train.qat import QatResult
 
 #: Time of a training for which neither epochs nor seconds are given.
@@ -33,7 +31,6 @@ def refine(
     teacher: Graph,
     samples: Samples,
     section: QatSection,
-    options: Options,
     *,
     preprocess: Preprocess | None = None,
     folder: Path | None = None,
@@ -47,7 +44,6 @@ def refine(
         teacher: The float network.
         samples: Unlabelled inputs.
         section: How.
-        options: Of the quantization; say on how many samples the outputs are judged.
         preprocess: How images become inputs.
         folder: What names in ``section`` are relative to.
         checkpoint: A file that the training is kept in while it runs.
@@ -63,6 +59,8 @@ def refine(
     from edgekit.train.qat import QatOptions, qat
 
     reporter = reporter or Reporter()
+    if section.epochs is None and section.seconds is None:
+        section = section.model_copy(update={"seconds": SECONDS})
     start, before = time.perf_counter(), result.quantization
     trained = qat(
         before.work,
@@ -72,14 +70,14 @@ def refine(
         before.scales,
         teacher,
         samples,
-        QatOptions(_options(section, preprocess, folder), learn_scales=section.learn_scales),
+        QatOptions(training_options(section, preprocess, folder), learn_scales=section.learn_scales),
         progress=reporter.update,
         status=reporter.status,
         checkpoint=checkpoint,
         hold=_zeros(before.work) or None,
     )
     after = replace(before, work=trained.graph, params=trained.params, scales=trained.scales)
-    db = _judge(teacher, samples, options).score(trained.quantized).db
+    db = result.judge.score(trained.quantized).db
     text = (
         f"trained for {len(trained.history)} epochs: held-out difference {trained.start:.4g} → "
         f"{trained.best:.4g}"
@@ -99,14 +97,6 @@ def refine(
     return changed, _json(trained, rung)
 
 
-def _judge(teacher: Graph, samples: Samples, options: Options) -> Judge:
-    spread = Spread(options.kept_samples, samples.count)
-    for _ in spread.watch(sample.feeds for sample in samples):
-        pass
-    few = spread.kept
-    return Judge(teacher, few[:: max(1, len(few) // options.judge_samples)][: options.judge_samples])
-
-
 def _zeros(work: Graph) -> dict[str, np.ndarray[Any, Any]]:
     """Where pruned weights are not zero, by name."""
     found = {}
@@ -119,33 +109,10 @@ def _zeros(work: Graph) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-def _options(section: QatSection, preprocess: Preprocess | None, folder: Path | None) -> DistillOptions:
-    from edgekit.measure.classification import read_labels
-    from edgekit.train.augment import NONE
-    from edgekit.train.options import DistillOptions
-
-    given: Mapping[str, Any] = {
-        key: value for key in ("rate", "batch", "box_weight") if (value := getattr(section, key)) is not None
-    }
-    seconds = SECONDS if section.epochs is None and section.seconds is None else section.seconds
-    return DistillOptions(
-        epochs=section.epochs,
-        seconds=seconds,
-        preprocess=preprocess,
-        augment=None if section.augment else NONE,
-        labels=None if section.labels is None else read_labels(section.labels, folder),
-        seed=section.seed,
-        **given,
-    )
-
-
 def _json(trained: QatResult, rung: Rung) -> dict[str, Any]:
     return {
         "kinds": {name: str(kind) for name, kind in trained.kinds.items()},
-        "epochs": [
-            {"epoch": e.epoch, "loss": e.loss, "held_out": e.held_out, "rate": e.rate}
-            for e in trained.history
-        ],
+        "epochs": epochs_json(trained.history),
         "best_epoch": trained.best_epoch,
         "start": trained.start,
         "best": trained.best,

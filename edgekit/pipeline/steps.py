@@ -155,7 +155,7 @@ def quantize_step(
         if section is None and job.qad_seconds and result.db < options.target_db:
             section = QatSection(seconds=job.qad_seconds)
         if section is not None:
-            result, trained = _train(context, network, result, section, options, teacher, checkpoint)
+            result, trained = _train(context, network, result, section, teacher, checkpoint)
         result.graph.save(folder / "int8.onnx")
         found = {**quantization_json(result, options, scheme), "data": data_json(watched)}
         return found if trained is None else {**found, "qat": trained}
@@ -169,7 +169,6 @@ def _train(
     network: Network,
     result: QuantizeResult,
     section: QatSection,
-    options: Options,
     teacher: Graph | None,
     checkpoint: Path,
 ) -> tuple[QuantizeResult, dict[str, Any]]:
@@ -185,7 +184,6 @@ def _train(
         teacher or network.graph,
         samples,
         section,
-        options,
         preprocess=job.preprocess,
         folder=job.folder,
         checkpoint=file,

@@ -70,11 +70,12 @@ class Ladder:
     _scales_of: Graph | None = None
     _scales: dict[str, Array] = field(default_factory=dict)
 
-    def run(self, total: int | None, progress: Progress | None) -> QuantizeResult:
+    def run(self, total: int | None) -> QuantizeResult:
+        """Everything, from the first pass over ``total`` samples (None where unknown) to the last rung."""
         self.work = self.graph
         self.plan = make_plan(self.graph, self.scheme)
         self.spread = Spread(self.options.kept_samples, total)
-        first = self.calibration = self._observe(self.spread.watch(self.feeds()), total, progress)
+        first = self.calibration = self._observe(self.spread.watch(self.feeds()), total, self.progress)
         self.first_plan = self.plan
         if self.options.equalize:
             self._equalize(None)
@@ -105,6 +106,7 @@ class Ladder:
             ladder=tuple(self.ladder),
             seconds=self.seconds,
             quantization=self.best,
+            judge=self.judge,
         )
 
     def _climb(self) -> None:

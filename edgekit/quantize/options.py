@@ -9,6 +9,7 @@ from edgekit.graph import Graph
 from edgekit.quantize.calibrators import Calibrator
 from edgekit.quantize.findings import Finding
 from edgekit.quantize.histogram import Array
+from edgekit.quantize.judge import Judge
 from edgekit.quantize.plan import Plan
 from edgekit.quantize.qparams import QParams
 from edgekit.quantize.quantization import Quantization
@@ -84,6 +85,7 @@ class QuantizeResult:
         ladder: The rungs that were climbed.
         seconds: Time spent, by part.
         quantization: What the graph was made from.
+        judge: What measured the ratios, for further rungs to be compared with these.
     """
 
     graph: Graph
@@ -97,3 +99,4 @@ class QuantizeResult:
     ladder: tuple[Rung, ...]
     seconds: dict[str, float]
     quantization: Quantization
+    judge: Judge

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from edgekit.errors import ModelError
 from edgekit.graph import Change, Graph, array
 from edgekit.passes.edit import add_constant
+from edgekit.passes.rewrite import given
 from edgekit.quantize.histogram import Array
 from edgekit.quantize.plan import MAC_OPS, NORMS, Plan, data_inputs, is_activation, is_table, name
 from edgekit.quantize.qparams import (
@@ -104,7 +105,7 @@ class _Writer:
         values = self.graph.values()
         nodes = [n for n in self.graph.nodes if name(n) in self.plan.integer_nodes]
         for node in nodes:
-            if node.op_type in MAC_OPS and len(node.inputs) > 1 and not is_activation(_given(node, 1)):
+            if node.op_type in MAC_OPS and len(node.inputs) > 1 and not is_activation(given(node, 1)):
                 self._weight_and_bias(node)
             elif node.op_type in NORMS:
                 self._norm(node)
@@ -171,14 +172,14 @@ class _Writer:
         return quantize, dequantize
 
     def _weight_and_bias(self, node: ir.Node) -> None:
-        weight_value = _given(node, 1)
+        weight_value = given(node, 1)
         weight = array(weight_value)
         if weight is None:
             return
         axis = weight_axis(node, self.scheme, weight.ndim)
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         bias = array(bias_value)
-        step = _in_format(self.params[str(_given(node, 0).name)], self._format_of(node)).scale
+        step = _in_format(self.params[str(given(node, 0).name)], self._format_of(node)).scale
         scales = self.scales[name(node)]
         if bias is not None:
             scales = with_room_for_bias(scales, bias, step)
@@ -220,17 +221,17 @@ class _Writer:
         self._store(node, 1, params)
         if beta is None:
             return
-        step = _in_format(self.params[str(_given(node, 0).name)], self._format_of(node)).scale
+        step = _in_format(self.params[str(given(node, 0).name)], self._format_of(node)).scale
         scale = np.float32(step * params.scale)
         codes = np.clip(np.round(beta / scale), -(2.0**30), 2.0**30).astype(np.int32)
-        node.replace_input_with(2, self._dequantized(_given(node, 2), codes, scale, None, node))
+        node.replace_input_with(2, self._dequantized(given(node, 2), codes, scale, None, node))
 
     def _table(self, node: ir.Node) -> None:
         """Case 5."""
         self._store(node, 0, _in_format(self.params[str(node.outputs[0].name)], self._format_of(node)))
 
     def _store(self, node: ir.Node, index: int, params: QParams) -> None:
-        value = _given(node, index)
+        value = given(node, index)
         data = array(value)
         if data is None:
             return
@@ -305,10 +306,3 @@ def weight_axis(node: ir.Node, scheme: Scheme, rank: int) -> int | None:
         transposed = node.attributes.get("transB")
         return 0 if transposed is not None and transposed.as_int() else 1
     return axis % rank
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    if value is None:
-        raise ValueError(f"node '{node.name}' has no input {index}")
-    return value

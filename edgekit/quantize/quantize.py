@@ -52,4 +52,4 @@ def quantize(
     """
     line = Ladder(graph, scheme, feeds, options or Options(), dict(input_ranges or {}), threads, status)
     line.progress, line.checkpoint = progress, checkpoint
-    return line.run(total, progress)
+    return line.run(total)

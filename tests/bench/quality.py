@@ -70,7 +70,7 @@ class Bench:
         )
         if train:
             section = QatSection(seconds=self.args.qad_seconds, rate=self.args.rate)
-            result, _ = refine(result, self.graph, samples, section, chosen, preprocess=self.preprocess)
+            result, _ = refine(result, self.graph, samples, section, preprocess=self.preprocess)
         return result
 
     def _known(self) -> int | None:
